@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 HOUR_S = 3600.0
 
 
-def options_of(home: AgentHome) -> argparse.Namespace:
-    return parse(home.command("status")[1:])
+def options_of(home: AgentHome, uri: str | None = None) -> argparse.Namespace:
+    return parse(home.command("status", *([] if uri is None else ["--connect", uri]))[1:])
 
 
 def excerpt(home: AgentHome, uri: str | None = None) -> Excerpt:
-    return read_history(options_of(home), uri, seconds=HOUR_S)
+    return read_history(options_of(home, uri), seconds=HOUR_S)
 
 
 def file_of(home: AgentHome) -> Path:
@@ -58,7 +58,7 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
         ("started", "loud"),
     ]
     assert len(events) < len(heard), "of those in a minute the last is kept"
-    decisions = read_decisions(options_of(agent.home), agent.uri, 100)
+    decisions = read_decisions(options_of(agent.home, agent.uri), 100)
     assert [line.triggers.names for line in decisions] == [["connected"], ["started"], ["started"]]
 
 
@@ -81,7 +81,7 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
 
     alone = excerpt(agent.home, agent.uri)
     assert (alone.events, len(alone.samples)) == (seen.events, len(seen.samples)), "the file tells without an agent"
-    decisions = read_decisions(options_of(agent.home), agent.uri, 100)
+    decisions = read_decisions(options_of(agent.home, agent.uri), 100)
     assert [line.triggers.names for line in decisions] == [["connected"], ["started"]]
 
     second = start_agent(PARKING_LAW)
@@ -93,6 +93,6 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
 
     third = start_agent(PARKING_LAW)
     assert excerpt(third.home).events[0] == seen.events[0]
-    triggers = [line.triggers.names for line in read_decisions(options_of(third.home), None, 100)]
+    triggers = [line.triggers.names for line in read_decisions(options_of(third.home), 100)]
     assert triggers[:3] == [["connected"], ["started"], ["connected"]]
     assert triggers[3:] in ([["connected"]], [["reload"], ["connected"]]), "the last minute may be lost"

@@ -61,13 +61,14 @@ def test_without_an_agent_the_file_of_that_host_tells(
     options: argparse.Namespace, uri: str | None, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
-    assert read_history(options, uri, seconds=60).samples == ()
+    options.connect = uri
+    assert read_history(options, seconds=60).samples == ()
     fill(options, host)
-    recent = read_history(options, uri, seconds=60)
+    recent = read_history(options, seconds=60)
     assert (len(recent.samples), len(recent.events)) == (1, 1)
-    assert len(read_history(options, uri, seconds=2000, points=100).samples) == 2, "not what is ahead of the clock"
-    assert len(read_history(options, uri, seconds=2000, points=1).samples) == 1
-    assert [one.at_s for one in read_decisions(options, uri, 1)] == [1.0]
+    assert len(read_history(options, seconds=2000, points=100).samples) == 2, "not what is ahead of the clock"
+    assert len(read_history(options, seconds=2000, points=1).samples) == 1
+    assert [one.at_s for one in read_decisions(options, 1)] == [1.0]
 
 
 def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(options: argparse.Namespace) -> None:
@@ -84,10 +85,13 @@ def test_the_agent_is_asked_first_and_another_hosts_agent_is_not_believed(option
 
     with beside(options, handle):
         expected = Excerpt(now_s=5, samples=(SAMPLE,), events=(EVENT, EVENT))
-        assert read_history(options, None, seconds=60, points=7) == expected
-        assert read_history(options, "qemu:///system", seconds=60, points=7) == expected
-        assert read_decisions(options, None, 3) == (SUMMARY,)
-        assert len(read_history(options, "other:///host", seconds=60).samples) == 1
+        assert read_history(options, seconds=60, points=7) == expected
+        options.connect = "qemu:///system"
+        assert read_history(options, seconds=60, points=7) == expected
+        options.connect = None
+        assert read_decisions(options, 3) == (SUMMARY,)
+        options.connect = "other:///host"
+        assert len(read_history(options, seconds=60).samples) == 1
     assert asked[:3] == [
         {"op": "history", "seconds": 60, "points": 7},
         {"op": "history", "seconds": 60, "points": 7, "uri": "qemu:///system"},
@@ -112,6 +116,6 @@ def test_an_agent_that_cannot_tell_is_an_error_with_a_remedy(
         return answer
 
     with beside(options, handle):
-        for read in (lambda: read_history(options, None, seconds=60), lambda: read_decisions(options, None, 3)):
+        for read in (lambda: read_history(options, seconds=60), lambda: read_decisions(options, 3)):
             with pytest.raises(VirtksmError, match="systemctl restart virtksm"):
                 read()

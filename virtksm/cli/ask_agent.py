@@ -8,6 +8,7 @@ from virtksm.uri import named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Mapping
     from typing import Any, TypeVar
 
@@ -52,13 +53,13 @@ def no_answer(error: Exception, remedy: str = "systemctl status virtksm") -> Vir
     return VirtksmError(f"the agent does not answer: {reason_of(error)}", remedy=remedy)
 
 
-def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]) -> dict[str, object] | None:
-    """Return the answer of the agent that serves the host behind `uri`; None if none does. Raises as `ask_agent`.
+def ask_serving(options: argparse.Namespace, request: dict[str, object]) -> dict[str, object] | None:
+    """Return the answer of the agent that serves the host that is meant; None if none does. Raises as `ask_agent`.
 
-    Where the user has named no host (None, and no LIBVIRT_DEFAULT_URI), any agent's answer is returned.
+    Where the user has named no host, any agent's answer is returned.
     """
-    uri = named_uri(uri)
-    answer = ask_agent(paths, request if uri is None else {**request, "uri": uri})
+    uri = named_uri(options.connect)
+    answer = ask_agent(options.paths, request if uri is None else {**request, "uri": uri})
     return None if answer is None or "other_uri" in answer else answer
 
 

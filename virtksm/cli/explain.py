@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
-    lines = read_decisions(options, options.connect, options.last)
+    lines = read_decisions(options, options.last)
     if not lines and not options.json:
         print("the history has no decision of this host", flush=True)
     _show(lines, options)
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         while options.follow:
             shown_s = lines[-1].at_s if lines else 0.0
             time.sleep(FOLLOWS_S)
-            new = [line for line in read_decisions(options, options.connect, MAX) if line.at_s > shown_s]
+            new = [line for line in read_decisions(options, MAX) if line.at_s > shown_s]
             if new:
                 print(end="" if options.json or not lines else "\n")
                 _show(new, options)

@@ -31,26 +31,25 @@ class Excerpt(NamedTuple):
     events: tuple[GuestEvent, ...]
 
 
-def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float, points: int = MAX_POINTS) -> Excerpt:
-    """Return the last `seconds` of a history, at most `points` samples.
+def read_history(options: argparse.Namespace, *, seconds: float, points: int = MAX_POINTS) -> Excerpt:
+    """Return the last `seconds` of the history of the connection that is named, else of the agent's, or the usual one.
 
-    `options` are the command's; `uri` the connection asked for, None for that of the agent that
-    runs, or the usual one. Raises VirtksmError.
+    At most `points` samples. Raises VirtksmError.
     """
-    answer = ask_serving(options.paths, uri, {"op": "history", "seconds": seconds, "points": points})
+    answer = ask_serving(options, {"op": "history", "seconds": seconds, "points": points})
     if answer is not None:
         return understand(answer, "history", parse_history)
     import time
 
-    history, now_s = _file(options, uri), time.time()
+    history, now_s = _file(options), time.time()
     samples = thin(history.samples(now_s - seconds), points, until_s=now_s)
     return Excerpt(now_s=now_s, samples=samples, events=history.events(now_s - seconds))
 
 
-def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> tuple[Pass, ...]:
+def read_decisions(options: argparse.Namespace, last: int) -> tuple[Pass, ...]:
     """Return the summaries of the last decisions that were news, at most `last` (1 to 100); as `read_history`."""
-    answer = ask_serving(options.paths, uri, {"op": "decisions", "last": last})
-    return understand(answer or {"decisions": _file(options, uri).decisions(last)}, "decisions", parse_decisions)
+    answer = ask_serving(options, {"op": "decisions", "last": last})
+    return understand(answer or {"decisions": _file(options).decisions(last)}, "decisions", parse_decisions)
 
 
 def parse_history(answer: object) -> Excerpt:
@@ -73,11 +72,11 @@ def parse_decisions(lines: object) -> tuple[Pass, ...]:
     return tuple(map(parse_summary, lines))
 
 
-def _file(options: argparse.Namespace, uri: str | None) -> History:
+def _file(options: argparse.Namespace) -> History:
     from virtksm.config.load import load_or_defaults
     from virtksm.wiring import make_history
 
-    named, (config, _) = requested_uri(uri), load_or_defaults(options.config)
+    named, (config, _) = requested_uri(options.connect), load_or_defaults(options.config)
     if is_alias(named):
         named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
     return make_history(named, config, options.paths)

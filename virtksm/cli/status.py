@@ -73,7 +73,7 @@ class View:
 
     def read(self) -> dict[str, Any]:
         try:
-            answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
+            answer = ask_serving(self._options, {"op": "status"})
         except MayNotAsk:
             status = {**self._read_alone(), "agent": None}
         else:
@@ -92,7 +92,7 @@ class View:
         events, error, now_s = [], None, time.time()
         points: list[Point | Sample] = []
         try:
-            history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
+            history = read_history(self._options, seconds=SEEN_S, points=POINTS)
         except VirtksmError as failed:  # what is not for this user is no fault
             is_denied = isinstance(failed, MayNotAsk) or isinstance(failed.__cause__, PermissionError)
             error = None if is_denied else str(failed)

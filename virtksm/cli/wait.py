@@ -57,11 +57,11 @@ def run(options: argparse.Namespace) -> int:
     began_s = time.monotonic()
 
     def ask() -> dict[str, Any] | None:
-        answer = ask_serving(options.paths, options.connect, {"op": "status"})
+        answer = ask_serving(options, {"op": "status"})
         return None if answer is None else take_answer(answer, "status", ASKED_FOR)
 
     def dry_run() -> dict[str, Any] | None:
-        answer = ask_serving(options.paths, options.connect, {"op": "retune", "dry_run": True})
+        answer = ask_serving(options, {"op": "retune", "dry_run": True})
         return None if answer is None else take_answer(answer, "pass", PASS_ASKED_FOR)
 
     with Progress(is_wanted=not options.json) as progress:

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _from_history(options: argparse.Namespace) -> tuple[str, Excerpt]:
     last_s = DAY_S if options.last is None else options.last
-    return options.connect or "KSM", read_history(options, options.connect, seconds=last_s)
+    return options.connect or "KSM", read_history(options, seconds=last_s)
 
 
 def _from_trace(name: str) -> tuple[str, Excerpt]:

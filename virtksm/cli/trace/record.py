@@ -50,9 +50,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
     """
-    recorder = Recorder(
-        lambda request: ask_serving(options.paths, options.connect, request), is_anonymous=options.anonymous
-    )
+    recorder = Recorder(lambda request: ask_serving(options, request), is_anonymous=options.anonymous)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
