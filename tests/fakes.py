@@ -5,7 +5,6 @@ The contract tests (tests/contract) run the same cases against each of them and 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +15,7 @@ from virtksm.guests.choices import Choice
 from virtksm.guests.merging import Backend, GuestMerging
 from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
-    MAX_DECISIONS,
     MAX_EVENTS,
-    MAX_OF_A_KIND,
-    MAX_SAMPLES,
     GuestEvent,
     Sample,
 )
@@ -344,7 +340,7 @@ class FakeSwitch:
 
 @dataclass
 class FakeHistory:
-    """A history in memory; `aside` is what the next write has to set aside first."""
+    """A history in memory that drops nothing; `aside` is what the next write has to set aside first."""
 
     kept_samples: list[Sample] = field(default_factory=list)
     kept_events: list[GuestEvent] = field(default_factory=list)
@@ -360,16 +356,6 @@ class FakeHistory:
         self.kept_samples += samples
         self.kept_events += events
         self.kept_decisions += decisions
-        for kind, (limit, max_of_a_guest) in MAX_OF_A_KIND.items():
-            of_kind = [one for one in self.kept_events if one.kind == kind]
-            of_guests = Counter[str]()
-            kept = set[int]()
-            for one in reversed(of_kind):
-                of_guests[one.uuid] += 1
-                if of_guests[one.uuid] <= max_of_a_guest and len(kept) < limit:
-                    kept.add(id(one))
-            self.kept_events = [one for one in self.kept_events if one.kind != kind or id(one) in kept]
-        del self.kept_samples[:-MAX_SAMPLES], self.kept_events[:-MAX_EVENTS], self.kept_decisions[:-MAX_DECISIONS]
         aside, self.aside = self.aside, None
         return aside
 

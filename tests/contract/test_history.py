@@ -1,4 +1,4 @@
-"""The port History: the fake and the file keep the same, drop the same, and fail in the same way."""
+"""The port History: the fake and the file keep the same and fail in the same way; the file drops the oldest."""
 
 from __future__ import annotations
 
@@ -80,32 +80,37 @@ def test_what_is_added_is_there_for_other_processes_the_oldest_first(case: Case)
         assert history.decisions(5) == (DECISION,)
 
 
-def test_of_too_many_the_oldest_are_dropped(case: Case) -> None:
-    case.history.add([SAMPLE], [], [])
+@pytest.fixture
+def file(tmp_path: Path) -> HistoryFile:
+    return HistoryFile(str(tmp_path / "lib" / "local.history"))
+
+
+def test_of_too_many_the_oldest_are_dropped(file: HistoryFile) -> None:
+    file.add([SAMPLE], [], [])
     many = [replace(SAMPLE, at_s=NOW_S + number) for number in range(MAX_SAMPLES + 5)]
     events = [replace(EVENT, at_s=NOW_S + number, kind="poke") for number in range(MAX_EVENTS + 5)]
     decisions = [str(number) for number in range(MAX_DECISIONS + 5)]
-    case.history.add(many, events, decisions)
-    assert case.history.samples(0) == tuple(many[5:])
-    assert case.history.events(0) == tuple(events[5:])
-    assert case.history.decisions(MAX_DECISIONS * 2) == tuple(decisions[5:])
-    assert case.history.decisions(2) == tuple(decisions[-2:])
+    file.add(many, events, decisions)
+    assert file.samples(0) == tuple(many[5:])
+    assert file.events(0) == tuple(events[5:])
+    assert file.decisions(MAX_DECISIONS * 2) == tuple(decisions[5:])
+    assert file.decisions(2) == tuple(decisions[-2:])
 
 
 @pytest.mark.parametrize("batch", [50, 10_000])
 @pytest.mark.parametrize("kind", MAX_OF_A_KIND)
-def test_the_events_of_one_guest_push_out_its_own_alone(case: Case, kind: str, batch: int) -> None:
+def test_the_events_of_one_guest_push_out_its_own_alone(file: HistoryFile, kind: str, batch: int) -> None:
     most, most_of_a_guest = MAX_OF_A_KIND[kind]
     others = [replace(EVENT, at_s=NOW_S, kind=one, uuid="other") for one in MAX_OF_A_KIND]
-    case.history.add([], others, [])
+    file.add([], others, [])
     loud = [replace(EVENT, at_s=NOW_S + number, kind=kind, uuid="loud") for number in range(1, most_of_a_guest + 30)]
     for first in range(0, len(loud), batch):
-        case.history.add([], loud[first : first + batch], [])
-    assert case.history.events(0) == (*others, *loud[-most_of_a_guest:])
+        file.add([], loud[first : first + batch], [])
+    assert file.events(0) == (*others, *loud[-most_of_a_guest:])
     crowd = [replace(EVENT, at_s=NOW_S + 9_999, kind=kind, uuid=str(number)) for number in range(most + 10)]
-    case.history.add([], crowd, [])
+    file.add([], crowd, [])
     others_of_another_kind = tuple(one for one in others if one.kind != kind)
-    assert case.history.events(0) == (*others_of_another_kind, *crowd[10:])
+    assert file.events(0) == (*others_of_another_kind, *crowd[10:])
 
 
 def test_the_bounds_of_each_kind_are_within_that_of_all_and_an_answer_has_room_for_starts() -> None:
