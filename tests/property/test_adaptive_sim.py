@@ -262,7 +262,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_
 def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_scanning_cost_anybody(
     gaps_s: list[float], common_mib: int, own_mib: int
 ) -> None:
-    """The ski-rental bound of rule 6, against anybody who knows the future."""
+    """The ski-rental bound of rule 5, against anybody who knows the future."""
     starts_s = [sum(gaps_s[:number]) for number in range(len(gaps_s) + 1)]
     assert ksmd_seconds(starts_s, common_mib, own_mib) <= CONSTANT * least_paid(starts_s, common_mib, own_mib)
 

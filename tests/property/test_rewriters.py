@@ -1,4 +1,4 @@
-"""Rule 12 on any readings: nobody is named that has not lost most of what had merged, three times in a row."""
+"""Rule 8 on any readings: nobody is named that has not lost most of what had merged, three times in a row."""
 
 from __future__ import annotations
 

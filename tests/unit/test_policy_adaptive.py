@@ -127,7 +127,7 @@ def in_full_scan() -> tuple[Decision, AdaptiveState]:
     return decide_all(ALWAYS, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
 
 
-# Rule 1 and 2
+# Rule 1
 
 
 def test_1_it_engages_below_the_reserve_and_disengages_well_above_it() -> None:
@@ -158,7 +158,7 @@ def test_1_never_only_observes() -> None:
     assert thresholds(policy, snap(0, ONE), AdaptiveState()) == [], "nothing would change that"
 
 
-def test_2_less_memory_scans_faster() -> None:
+def test_1_less_memory_scans_faster() -> None:
     """Never slower: tests/property/test_policy_adaptive.py."""
     _, state = in_full_scan()
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=50))
@@ -179,7 +179,7 @@ def test_2_less_memory_scans_faster() -> None:
         (1, 100, 100, 100, 100),
     ],
 )
-def test_2_no_pressure_lifts_the_ceiling_which_is_a_quarter_of_the_cpus_by_default(
+def test_1_no_pressure_lifts_the_ceiling_which_is_a_quarter_of_the_cpus_by_default(
     cpus: int | None, cpu_percent: int, max_percent: int, ordinary: int, pressed: int
 ) -> None:
     policy = AdaptivePolicy(
@@ -197,10 +197,10 @@ def test_without_ksm_switched_on_nothing_is_scanned_and_the_backlog_stays() -> N
     assert decide_all(ALWAYS, snap(101, ONE), state=state)[0].reason.rule == "full_scan"
 
 
-# Rules 3 to 5
+# Rules 2 and 3
 
 
-def test_3_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() -> None:
+def test_2_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() -> None:
     def backlog(*seen: Snapshot) -> tuple[int, tuple[tuple[float, int], ...]]:
         _, state = decide_all(AUTO, *seen)
         return state.backlog.new_kib, tuple((at_s, kib) for at_s, _, kib in state.backlog.settling)
@@ -219,10 +219,10 @@ def test_3_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() ->
     unread = replace(unread, guests=(replace(unread.guests[0], rss_kib=None),))
     assert backlog(snap(0, ONE), snap(5, ONE), unread, snap(11, ONE)) == (GIB, ())
     _, state = decide_all(AUTO, snap(0, ONE), snap(2, ONE), snap(12, ONE))
-    assert state.backlog.waited_kib_s == pytest.approx(10 * GIB), "rule 5: what waits adds up"
+    assert state.backlog.waited_kib_s == pytest.approx(10 * GIB), "what waits adds up"
 
 
-def test_3_what_cannot_merge_is_no_backlog() -> None:
+def test_2_what_cannot_merge_is_no_backlog() -> None:
     """Shared memory grows for an hour, and so does a guest that may not merge: nothing is scanned or learned."""
     decision, state = decide_all(ALWAYS, snap(0, BOTH, full_scans=5), state=having_scanned(BOTH))
     for at_s in range(20, 3600, 20):
@@ -235,7 +235,7 @@ def test_3_what_cannot_merge_is_no_backlog() -> None:
     assert share(state.learned) == FIRST_MERGE_RATIO
 
 
-def test_3_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_and_has_not_exited() -> None:
+def test_2_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_and_has_not_exited() -> None:
     """Its XML is read after the pass that first sees it, or later."""
 
     def decide(found_at_s: float, state: AdaptiveState, counted: Mapping[str, int]) -> AdaptiveState:
@@ -258,7 +258,7 @@ def test_3_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_an
     assert decide(10.0, scanned, {}).backlog.due_kib == GIB // 4
 
 
-def test_3_what_stops_during_its_full_scan_needs_no_second_one() -> None:
+def test_2_what_stops_during_its_full_scan_needs_no_second_one() -> None:
     guests = {"a": GIB, "b": 3 * GIB}
     known = {"pages_unshared": GIB, "full_scans": 5}
     state = begin_full_scan(
@@ -271,7 +271,7 @@ def test_3_what_stops_during_its_full_scan_needs_no_second_one() -> None:
 
 
 @OF_ANY_PAGE_SIZE
-def test_3_one_full_scan_takes_what_has_stopped_out_of_ksm_s_bookkeeping(page_kib: int) -> None:
+def test_2_one_full_scan_takes_what_has_stopped_out_of_ksm_s_bookkeeping(page_kib: int) -> None:
     """The kernel's counters tell of an ended guest until ksmd has come by, if it ever knew it."""
     known = {"pages_unshared": 2 * GIB // page_kib, "full_scans": 5, "page_kib": page_kib}
     state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-6))
@@ -301,7 +301,7 @@ def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(pa
     ("full_scans", "sharing", "known", "new_kib"),
     [(5, None, 0, GIB), (5, 9, 1000, 0), (None, None, 0, 0), (None, 0, 0, 0), (None, 9, 0, GIB), (None, 9, 1000, 0)],
 )
-def test_3_what_was_unmerged_is_new_again(
+def test_2_what_was_unmerged_is_new_again(
     full_scans: int | None, sharing: int | None, known: int, new_kib: int
 ) -> None:
     """Whoever writes 2 to run has ksmd forget every page; before any full scan it knows of none either.
@@ -328,14 +328,14 @@ def test_5_what_waits_is_told_by_what_it_is(backlog: Backlog, text: str) -> None
     assert backlog_text(backlog) == text
 
 
-# Rules 6 to 10
+# Rules 2 and 4 to 7
 
 
 @pytest.mark.parametrize(
     ("appeared_kib", "growth"),
     [(0, Growth.SETTLED), (GIB // 512, Growth.SETTLED), (GIB // 32, Growth.STEADY), (GIB, Growth.BURST)],
 )
-def test_6_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
+def test_5_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
     """A second's growth: a burst if two minutes of it would double the memory, steady if 40 s would the backlog."""
     _, state = grown(appeared_kib)
     assert judge_growth(state) is growth
@@ -358,7 +358,7 @@ def filling(*rates_mib: int, old_kib: int = 0) -> Growth:
     return judge_growth(state)
 
 
-def test_6_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
+def test_5_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
     """Measured on a busy host: 37 to 270 MiB a second, with 46 as a burst's least for what was there by then."""
     assert filling(*[270] * 8, 37, 37, 110, 37, old_kib=4 * GIB) is Growth.BURST
     assert filling(37, old_kib=6 * GIB) is not Growth.BURST, "none begins so"
@@ -373,12 +373,12 @@ def test_6_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
         ((270, 20, 20), "it has not lasted"),
     ],
 )
-def test_6_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
+def test_5_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
     assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.BURST, why
 
 
 @pytest.mark.parametrize(("at_s", "since_s"), [(10.3, 2.0), (5000.0, 5000.0), (1.0, 1.0)])
-def test_6_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_finds(
+def test_5_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_finds(
     at_s: float, since_s: float
 ) -> None:
     """Nor is one of before a reboot; a lull of a quarter of eight seconds would be too long for a new one."""
@@ -395,7 +395,7 @@ def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float
     return wait_s
 
 
-def test_6_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merged_lately() -> None:
+def test_5_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merged_lately() -> None:
     assert waits_s() * 4 < waits_s(appeared_kib=GIB // 32)
     series = [waits_s(share) for share in (1.0, 0.5, 0.1, 0.0)]
     assert series == sorted(series)
@@ -417,7 +417,7 @@ def after_start(merged_kib: int, image: str | None = "image-1", *, names: str = 
     return decide_all(ALWAYS, of_image(image, ended, *names), state=began)[1].learned
 
 
-def test_6_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
+def test_4_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
     much, little = after_start(GIB * 3 // 4), after_start(GIB // 8, "image-2")
     assert [share(one, "new/1", image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.75, 0.125]
     assert share(much, "new/1", "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
@@ -437,7 +437,7 @@ def test_6_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_imag
     assert waits_s[0] < waits_s[1] == waits_s[2] < waits_s[3]
 
 
-def test_6_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_with_it() -> None:
+def test_4_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_with_it() -> None:
     learned = Learned(ratios={"old/1": Ratio(0.75, GIB), "image-1": Ratio(0.125, GIB)})
     state = having_scanned({"old": 16 * GIB}, learned=learned, backlog=Backlog(new={"old/1": 4 * GIB}))
     begun = of_image("image-1", snap(1, {"old": 16 * GIB, "new": GIB}, full_scans=5), "new")
@@ -450,13 +450,13 @@ def test_6_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_wit
 
 
 @pytest.mark.parametrize(("why", "image", "names"), [("it has no twins", "image-1", "n"), ("it has none", None, "an")])
-def test_6_the_first_guest_of_an_image_tells_of_itself_alone(why: str, image: str | None, names: str) -> None:
+def test_4_the_first_guest_of_an_image_tells_of_itself_alone(why: str, image: str | None, names: str) -> None:
     learned = after_start(0, image, names=names)
     assert share(learned, "new/1", "image-1") == FIRST_MERGE_RATIO, why
     assert share(learned, "n/1", "image-1") < FIRST_MERGE_RATIO
 
 
-def test_6_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
+def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
     learned = Learned()
     for number in range(3 * MAX_IMAGES):
         learned = learn(
@@ -469,12 +469,12 @@ def test_6_the_images_that_are_remembered_are_bounded_the_last_that_taught_first
 
 
 @pytest.mark.parametrize(("merged_kib", "ratio"), [(0, 0.5 / MAX_FALL), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
-def test_6_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float) -> None:
+def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float) -> None:
     assert share(scanned_once(merged_kib, pair_left=1).learned) == ratio
 
 
 @OF_ANY_PAGE_SIZE
-def test_7_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
+def test_4_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
     """Most of what that merges is of what it scans for the first time."""
     assert scanned_once(GIB, pair_left=1, page_kib=page_kib).learned.merged_kib == GIB
     assert share(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == FIRST_MERGE_RATIO
@@ -489,7 +489,7 @@ def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> Adapt
 
 
 @pytest.mark.parametrize("freed_by", [{"ksm_zero_pages": GIB // 8}, {"freed_kib": GIB // 2}])
-def test_7_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
+def test_4_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
     freed_by: dict[str, float],
 ) -> None:
     """All of a guest's memory is scanned the second time, and half of it comes free."""
@@ -502,14 +502,14 @@ def test_7_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and
 
 
 @pytest.mark.parametrize(("cpu_s", "estimate_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
-def test_6_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: float, estimate_s: float) -> None:
+def test_5_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: float, estimate_s: float) -> None:
     before = having_scanned(learned=Learned(full_scan_cost_s_per_kib=2 / GIB))
     began = begin_full_scan(snap(1, ONE, full_scans=5), before)
     _, state = decide_all(ALWAYS, snap(9, ONE, full_scans=6, ksmd_cpu_seconds=cpu_s), state=began)
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(estimate_s / GIB)
 
 
-def test_6_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
+def test_5_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
     state = AdaptiveState()
     for step in range(20):
         decision, state = decide_all(ALWAYS, snap(step / 2, {"a": GIB + step * GIB // 8}), state=state)
@@ -532,13 +532,13 @@ def series(guests: int, every_s: float) -> list[str]:
     return rules
 
 
-def test_6_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
+def test_5_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
     """And a guest that starts alone is covered some seconds later."""
     assert "full_scan" not in series(4, 4.0)
     assert "full_scan" in series(1, 16.0)
 
 
-def test_6_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have_not_just_started() -> None:
+def test_5_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have_not_just_started() -> None:
     seen = [snap(step / 2, ONE if step < 8 else BOTH) for step in range(20)]
     decision, state = decide_all(ALWAYS, *seen, state=AdaptiveState(taken_s=0))
     assert decision.reason.rule == "full_scan"
@@ -548,18 +548,18 @@ def test_6_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have
     assert (state.arrivals.start_s, state.arrivals.interval_s) == (4.0, 0.0)
 
 
-def test_6_a_little_backlog_beside_much_memory_pays_for_no_full_scan() -> None:
+def test_5_a_little_backlog_beside_much_memory_pays_for_no_full_scan() -> None:
     state = having_scanned({"a": 32 * GIB}, scans=Scans())
     decision, _ = decide_all(ALWAYS, *(snap(at, {"a": 32 * GIB + 1024}) for at in range(0, 9000, 10)), state=state)
     assert (decision.target, decision.reason.rule) == (IDLE, "idle")
 
 
-def test_6_an_explicit_retune_waits_for_nothing() -> None:
+def test_5_an_explicit_retune_waits_for_nothing() -> None:
     decision, _ = decide_all(ALWAYS, snap(0, ONE), snap(2, ONE), triggers=RETUNE)
     assert decision.reason.rule == "full_scan"
 
 
-def test_7_where_ksm_knows_pages_the_first_full_scan_takes_two_full_scans_and_later_ones_one() -> None:
+def test_2_where_ksm_knows_pages_the_first_full_scan_takes_two_full_scans_and_later_ones_one() -> None:
     """Nobody knows where ksmd's cursor stands then; a batch ends where a full scan does."""
     state = AdaptiveState()
     for at_s, full_scans, rule, new_kib, once_kib in (
@@ -582,7 +582,7 @@ def found(snapshot: Snapshot, pages_to_scan: int, sleep_millisecs: int) -> Snaps
     return replace(snapshot, ksm=replace(snapshot.ksm, settings=settings))
 
 
-def test_7_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is() -> None:
+def test_2_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is() -> None:
     """So after an agent that gave the administrator's settings back when it stopped."""
     later = [snap(at, BOTH, full_scans=5) for at in range(2, 20)]
     for settings, more_scans in (((0, 10_000), 1), ((123, 45), 2)):
@@ -595,7 +595,7 @@ def test_7_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is() 
         assert state.scans.cursor_full_scans == known
 
 
-def test_4_a_full_scan_covers_what_is_settling_when_it_begins() -> None:
+def test_2_a_full_scan_covers_what_is_settling_when_it_begins() -> None:
     """It is scanned like all else; what matters is that it begins no full scan."""
     state = AdaptiveState(guests_kib={"a/1": 16 * GIB}, taken_s=0, learned=Learned(full_scan_cost_s_per_kib=1e-9))
     sizes_kib = {1: 32 * GIB, 9: 32 * GIB, 20: 32 * GIB + GIB // 64}
@@ -605,7 +605,7 @@ def test_4_a_full_scan_covers_what_is_settling_when_it_begins() -> None:
     assert (state.backlog.settling, state.backlog.new_kib) == ((), 0)
 
 
-def test_7_what_appears_during_a_first_full_scan_is_scanned_once_by_the_second_and_then_waits_for_another() -> None:
+def test_2_what_appears_during_a_first_full_scan_is_scanned_once_by_the_second_and_then_waits_for_another() -> None:
     _, state = in_full_scan()
     grown = {"a": GIB, "b": 2 * GIB}
     _, state = decide_all(ALWAYS, snap(11, grown), snap(40, grown, full_scans=2), state=state)
@@ -623,7 +623,7 @@ def test_7_what_appears_during_a_first_full_scan_is_scanned_once_by_the_second_a
     )
 
 
-def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
+def test_7_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     decision, state = in_full_scan()
     sleeps, scanned = [decision.target.sleep_millisecs], 0
     for at_s in (11, 14):
@@ -635,7 +635,7 @@ def test_8_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     assert all(sleep is not None and sleep >= 60_000 for sleep in sleeps), "without passes: one batch a minute"
 
 
-def test_8_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_repeated() -> None:
+def test_7_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_repeated() -> None:
     """Longer than its estimate, too, as long as ksmd works; whether pages are counted as it goes or at the end."""
     first, state = in_full_scan()
     pages = first.target.pages_to_scan or 0
@@ -649,7 +649,7 @@ def test_8_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_r
     assert decision.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_8_a_batch_is_over_where_a_full_scan_ends() -> None:
+def test_7_a_batch_is_over_where_a_full_scan_ends() -> None:
     first, state = decide_all(ALWAYS, *(snap(at_s, BOTH, pages_unshared=1) for at_s in (0, 3, 10)))
     ended = snap(10.3, BOTH, pages_scanned=5, full_scans=1, ksmd_cpu_seconds=0.1, pages_unshared=1)
     decision, state = decide_all(ALWAYS, after(first, ended), state=state)
@@ -657,7 +657,7 @@ def test_8_a_batch_is_over_where_a_full_scan_ends() -> None:
     assert decision.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_8_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_for() -> None:
+def test_7_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_for() -> None:
     uncounted = {"pages_scanned": None, "ksmd_cpu_seconds": None}
     first, state = decide_all(ALWAYS, *(snap(at_s, BOTH, **uncounted) for at_s in (0, 3, 10)))
     assert first.next_pass_s == pytest.approx(BATCH_S + SLACK_S)
@@ -666,7 +666,7 @@ def test_8_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_
         assert (decision.target.sleep_millisecs != first.target.sleep_millisecs) is is_over
 
 
-def test_8_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_still_and_tells_its_cost() -> None:
+def test_7_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_still_and_tells_its_cost() -> None:
     """Before Linux 6.6. What it cost is known then, and the budget is kept."""
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     first, state = decide_all(policy, *(snap(at_s, BOTH, pages_scanned=None) for at_s in (0, 3, 10)))
@@ -683,7 +683,7 @@ def test_8_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_
     assert decision.target.pages_to_scan == pytest.approx(pages * 0.2 / 0.4, abs=1)
 
 
-def test_8_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
+def test_7_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
     first, state = in_full_scan()
     names = ("full_scan_kib", "scanned_kib", "full_scan_left_s")
     assert [first.reason.numbers[name] for name in names] == [2 * GIB, 0, None]
@@ -705,7 +705,7 @@ def test_8_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_
     assert names[0] not in idle.reason.numbers
 
 
-def test_8_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
+def test_7_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=50))
     first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     started = Triggers(kinds=frozenset({Trigger.STARTED}))
@@ -717,7 +717,7 @@ def test_8_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_8_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
+def test_7_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     over = {"pages_scanned": 500, "ksmd_cpu_seconds": 0.15, "full_scans": 1}
@@ -728,7 +728,7 @@ def test_8_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_8_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_than_is_safe() -> None:
+def test_7_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_than_is_safe() -> None:
     first, state = in_full_scan()
     for percent, scanned, cpu_s, pages in (
         (10, 100_000, 0.5, 200_000 * BATCH_S / 10),
@@ -741,14 +741,14 @@ def test_8_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_
         assert decision.target.pages_to_scan == pytest.approx(pages, rel=0.01)
 
 
-def test_9_a_full_scan_that_makes_no_progress_is_given_up() -> None:
+def test_7_a_full_scan_that_makes_no_progress_is_given_up() -> None:
     _, state = in_full_scan()
     decision, state = decide_all(ALWAYS, snap(1000, BOTH, pages_volatile=1), state=state)
     assert (decision.reason.rule, decision.target, state.scans.current) == ("stalled", IDLE, None)
     assert state.backlog.new_kib == 2 * GIB, "the backlog stays"
 
 
-def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
+def test_7_a_full_scan_within_a_small_budget_takes_its_time() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     _, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     for at_s, rule in ((300, "full_scan"), (1000, "stalled")):
@@ -800,7 +800,7 @@ def second_ended(
     ("merged_kib", "skipped_kib", "goes_on"),
     [(0, GIB, True), (GIB // 4, GIB, True), (GIB // 2, GIB, False), (0, 0, False), (0, GIB // 64, False)],
 )
-def test_10_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to_merge(
+def test_6_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to_merge(
     merged_kib: int, skipped_kib: int, goes_on: bool, page_kib: int
 ) -> None:
     """Half of what is new merges, by what was learned; a ninth of the old pages are visited in one more."""
@@ -808,7 +808,7 @@ def test_10_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_t
     assert (state.scans.more, state.backlog.scanned_once_kib) == ((1, GIB) if goes_on else (0, 0))
 
 
-def test_10_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
+def test_6_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
     def once_more(ratio: float, merged_kib: int = 0, **told: Any) -> AdaptiveState:  # noqa: ANN401  # second_ended's
         wide = {"skipped_kib": GIB, "in_no_tree_kib": GIB, **told}
         return second_ended(merged_kib, **wide, more=1, unmet_kib=GIB, ratio=ratio)
@@ -827,7 +827,7 @@ def test_10_every_further_full_scan_corrects_what_is_expected_of_one_more_until_
     [(0, GIB // 2, False), (600, GIB // 2, True), (600, GIB // 16, True), (600, GIB // 256, False), (4, GIB, False),
      (None, GIB, False)],
 )  # fmt: skip
-def test_10_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
+def test_6_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
     split: int | None, in_no_tree_kib: int, goes_on: bool
 ) -> None:
     """ksmd splits a huge page to merge a part of it; the others may be in neither tree after their second scan."""
@@ -835,25 +835,25 @@ def test_10_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
     assert (state.scans.more == 1) is goes_on
 
 
-def test_10_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
+def test_6_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
     """Seen once in some forty runs of the demonstration, which lacked a third of its savings then."""
     left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, unmet_kib=GIB // 2, ratio=0.5)
     assert (left.scans.more, left.scans.unmet_kib, left.scans.ratio) == (2, GIB // 2, 0.125)
 
 
 @OF_ANY_PAGE_SIZE
-def test_6_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(page_kib: int) -> None:
+def test_4_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(page_kib: int) -> None:
     for written_kib, merged_kib in ((0, GIB // 2), (GIB // 4, GIB // 4), (GIB, 0)):
         ended = second_ended(GIB // 2, written_kib=written_kib, page_kib=page_kib)
         assert ended.learned.merged_kib == merged_kib
 
 
-def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
+def test_4_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
     learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, unmet_kib=GIB, ratio=0.0).learned
     assert (learned.pair, learned.merged_kib) == (ONE_NEW, GIB * 3 // 4)
 
 
-def test_10_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
+def test_6_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
     """Seen in one of eight starts of two guests of 64 MiB, which lacked a twentieth of their common pages for good."""
     left = second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=GIB // 4)
     assert (left.scans.more, left.scans.unmet_kib) == (1, GIB // 4)
@@ -861,7 +861,7 @@ def test_10_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_fo
     assert once_more.scans.more == 0, "ksmd has forgotten what was freed: all has met"
 
 
-# Rule 11
+# Rules 3 to 5, of memory that changes in place
 
 
 def dirtied(at_s: float, kib_per_s: float | None, guests: Mapping[str, int] = ONE, **ksm: Any) -> Snapshot:  # noqa: ANN401  # as snap's
@@ -897,7 +897,7 @@ def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> floa
     return at_s - began_s
 
 
-def test_11_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_none_where_it_does_not() -> None:
+def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_none_where_it_does_not() -> None:
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6))
     slow_s, fast_s = (seconds_to_check_scan(rate, state) for rate in (100.0, 10_000.0))
     blind_s = seconds_to_check_scan(None, state)
@@ -907,7 +907,7 @@ def test_11_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_none_wh
     assert (decision.reason.rule, state.backlog.changed_kib) == ("idle", 0)
 
 
-def test_11_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
+def test_5_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
     """So the thresholds are true: the policy is asked for them in one step."""
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-5))
     begins_s = seconds_to_check_scan(None, state)
@@ -915,13 +915,13 @@ def test_11_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
         assert decide_all(ALWAYS, dirtied(at_s, None), state=state)[0].reason.rule == rule
 
 
-def test_11_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one_that_does_not_puts_it_off() -> None:
+def test_4_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one_that_does_not_puts_it_off() -> None:
     waits_s = [seconds_to_check_scan(100.0, after_check_scan(merged_kib)) for merged_kib in (GIB // 2, GIB // 8, 0)]
     assert waits_s == sorted(waits_s)
     assert waits_s[0] < waits_s[2]
 
 
-def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts_is() -> None:
+def test_4_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts_is() -> None:
     """A host whose guests rewrite what merges is left alone; one whose merged pages live for hours is not."""
     key = CHANGED + "a/1"
     first, merged = share(Learned(), key), share(after_check_scan(GIB // 2).learned, key)
@@ -950,7 +950,7 @@ def taught(*pairs: tuple[Mapping[str, float], int], state: AdaptiveState | None 
     return state
 
 
-def test_11_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
+def test_4_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
     state = taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3)
     one, other, stranger = (share(state.learned, CHANGED + key) for key in ("a/1", "b/1", "c/1"))
     assert one < stranger < other == 1
@@ -964,7 +964,7 @@ def test_11_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> N
     assert gone.learned.ratios.keys() == {CHANGED + "b/1"}
 
 
-def test_11_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
+def test_4_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
     state = replace(taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3), scans=scans(), taken_s=1)
     seen, waits_s = snap(1, BOTH), []
     for key in ("a/1", "b/1"):
@@ -974,13 +974,13 @@ def test_11_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_other
 
 
 @pytest.mark.parametrize("kernel", [{"run": 2, "pages_unshared": 9}, {"pages_unshared": 0}])
-def test_11_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, float]) -> None:
+def test_3_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, float]) -> None:
     before = having_scanned(cow_ksm=0, pages_sharing=100_000, learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=100_000, **kernel), state=before)
     assert (state.learned.rewritten_kib, state.backlog.changed_kib) == (0, 0)
 
 
-def test_11_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
+def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
     """Passes may see its COW breaks before they know that it was unmerged; there are no more than it has memory."""
 
     def unmerge(*cow_kib: int) -> tuple[int, float]:
@@ -997,7 +997,7 @@ def test_11_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_s
     assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, GIB // 2)
 
 
-def test_11_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
+def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
     expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)
     assert state.backlog.changed_kib == GIB
@@ -1010,7 +1010,7 @@ def test_11_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_
     assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, REWRITTEN}, "a guest that stops takes its own away"
 
 
-def test_11_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
+def test_5_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
     up_s, state, rules = 1e6, None, []
     for step in range(40):
         held = {"a": min(step, 20) * GIB // 20} if step else {}
@@ -1021,14 +1021,14 @@ def test_11_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_f
     assert "check_scan" not in rules
 
 
-def test_11_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
+def test_5_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
     learned = Learned(full_scan_cost_s_per_kib=1e-6, ended_s=1e6)
     state = replace(having_scanned(learned=learned), taken_s=1e6)
     _, state = decide_all(ALWAYS, dirtied(10, 0.0), state=state)
     assert seconds_to_check_scan(0.0, state) < LATEST_S + 60
 
 
-def test_11_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
+def test_5_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
     changed = replace(Backlog(), changed={"a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6), backlog=changed)
     lone, scans_made, skipped = GIB // 4, 0, 0
@@ -1039,7 +1039,7 @@ def test_11_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice(
     assert (scans_made - 1, decision.reason.rule) == (6, "idle"), "each full scan visits a third"
 
 
-def test_11_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later() -> None:
+def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later() -> None:
     """Memory that nothing told of must not wait for ever; where there is none, ksmd has nothing to scan."""
     state, at_s, began, scanned = AdaptiveState(), 0.0, [], 0
     while at_s < 86_400:
@@ -1056,7 +1056,7 @@ def test_11_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_
     assert waits_s[-1] == pytest.approx(LATEST_S, rel=0.01)
 
 
-def test_9_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog() -> None:
+def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog() -> None:
     """Guests that are all values out (nosharepages) are no backlog, and cause no four passes a second for ever."""
     decision, state = in_full_scan()
     rules = []
@@ -1071,14 +1071,14 @@ def test_9_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog() -> Non
     assert decision.reason.rule == "full_scan", "one more guest may be one that can merge"
 
 
-def test_9_a_full_scan_that_has_got_anywhere_is_not_empty() -> None:
+def test_7_a_full_scan_that_has_got_anywhere_is_not_empty() -> None:
     first, state = in_full_scan()
     for sign, number in (("pages_volatile", 1), ("pages_scanned", 1), ("full_scans", 1), ("ksmd_cpu_seconds", 2.5)):
         decision, _ = decide_all(ALWAYS, after(first, snap(13, BOTH, **{sign: number})), state=state)
         assert decision.reason.rule == "full_scan", sign
 
 
-# Rule 3, of other processes
+# Rule 2, of other processes
 
 
 def resting() -> AdaptiveState:
@@ -1091,7 +1091,7 @@ def beside(at_s: float, kib: int | None) -> Snapshot:
     return replace(snap(at_s, ONE, full_scans=5), other_processes=others)
 
 
-def test_3_memory_of_other_processes_is_backlog_as_guests_is() -> None:
+def test_2_memory_of_other_processes_is_backlog_as_guests_is() -> None:
     decision, state = decide_all(ALWAYS, beside(60, 0), beside(70, GIB), beside(81, GIB), state=resting())
     assert (state.guests_kib[OTHER_PROCESSES], state.backlog.new_kib) == (GIB, GIB)
     assert (decision.reason.rule, decision.reason.numbers["other_processes_kib"]) == ("wait", GIB)
@@ -1099,14 +1099,14 @@ def test_3_memory_of_other_processes_is_backlog_as_guests_is() -> None:
     assert decision.reason.rule == "full_scan"
 
 
-def test_3_other_processes_that_end_leave_no_backlog_and_are_no_start_of_a_guest() -> None:
+def test_2_other_processes_that_end_leave_no_backlog_and_are_no_start_of_a_guest() -> None:
     _, state = decide_all(ALWAYS, beside(60, None), beside(70, GIB), beside(71, 0), state=resting())
     assert (state.arrivals.start_s, state.guests_kib[OTHER_PROCESSES]) == (None, 0)
     _, state = decide_all(ALWAYS, beside(72, None), state=state)
     assert OTHER_PROCESSES not in state.guests_kib, "where it can no longer be read it is not guessed"
 
 
-def test_3_one_full_scan_takes_other_processes_that_ended_out_of_ksm_s_bookkeeping() -> None:
+def test_2_one_full_scan_takes_other_processes_that_ended_out_of_ksm_s_bookkeeping() -> None:
     covered = replace(resting(), guests_kib={"a/1": GIB, OTHER_PROCESSES: GIB})
     decision, _ = decide_all(ALWAYS, beside(60, GIB), state=covered)
     assert decision.reason.text == "all 2.0 GiB scanned, 1.0 GiB of it of other processes, ksmd idle"

@@ -1,4 +1,4 @@
-"""Rule 12 of the adaptive law: who is named for rewriting what merges, by what readings, and for how long."""
+"""Rule 8 of the adaptive law: who is named for rewriting what merges, by what readings, and for how long."""
 
 from __future__ import annotations
 

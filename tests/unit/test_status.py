@@ -78,7 +78,7 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
     ("settings", "percent"),
     [
         (IDLE, 0.0),
-        (SCANNING, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 8)
+        (SCANNING, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 7)
         (Settings(pages_to_scan=100_000, sleep_millisecs=0), 100.0),
         (Settings(pages_to_scan=1250, sleep_millisecs=10), 46.7),
         (Settings(pages_to_scan=None, sleep_millisecs=None), 0.0),

@@ -1,25 +1,24 @@
 """The adaptive policy: every page that can merge, soon, and then silence.
 
-In goes a snapshot and the state, out come the settings, the rule that fired with its numbers, and the next state. The
-law, numbered as in docs/policies.md; each rule's code is in the module named:
+One idea carries the law: **a full scan is made when what it is expected to gain is worth what it costs.** In goes a
+snapshot and the state, out come the settings, the reason with its numbers, and the next state. The rules, numbered as
+in docs/policies.md; each rule's code is in the module named:
 
-1. Engage when memory is short, or may be once guests have grown, always or never, as configured (`engage`).
-2. The less memory is available below the reserve, the more waiting costs and the larger the CPU budget (`engage`).
-3. Memory that appears is backlog; what stops takes its own away (`backlog`).
-4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
-5. A backlog that waits adds up: KiB times seconds (`backlog`).
-6. A full scan begins when what it is expected to gain is worth what it costs, later while more comes (`worth`,
-   `growth`). That is learned guest by guest; what merges and is rewritten soon is no gain, and guests that start go by
-   earlier ones of their image. A full scan for changed memory alone is a check scan.
-7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
-8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
-9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
-10. One more full scan follows while it is expected to merge what is worth it: what was in neither tree, skipped by
-    smart_scan or left of a split huge page, has met no twins yet (`full_scans`).
-11. Memory may change in place. How much is measured or assumed, what share of it merges and lasts is learned, guest by
-    guest: one that rewrites what merges pays for itself (`changes`, `worth`).
-12. A guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
-    (`rewriters`).
+1. Need: act when memory is short, or may be once guests have grown, always or never, as configured. The less of the
+   reserve is available, the more waiting costs and the larger the CPU budget (`engage`).
+2. Backlog: memory that appears, once it has settled, needs two full scans; a guest that stops takes its own away, and
+   leaves pages that one full scan has KSM forget (`backlog`, `full_scans`).
+3. Change: memory may change in place, where no count tells; how much is measured or assumed (`changes`).
+4. Gain: what share of a process's new and changed memory merges, and lasts, is learned from the full scans before, so
+   that one that rewrites what merges pays for itself. Guests that start go by others of their image (`worth`).
+5. Worth: a backlog that waits adds up, KiB times seconds. A full scan begins when that, times its share, is worth the
+   cost; later while more comes. One for changed memory alone is a check scan (`worth`, `growth`).
+6. One more follows a pair by the same measure: what was skipped by smart_scan, or is left of a split huge page, has met
+   no twins yet (`full_scans`).
+7. Feeding: ksmd gets batch by batch, within the CPU budget; without passes it does one a minute. A full scan without
+   progress is given up, and its backlog stays, unless no memory may merge at all (`full_scans`).
+8. Rewriters: a guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
+   (`rewriters`).
 """
 
 from __future__ import annotations

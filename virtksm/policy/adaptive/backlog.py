@@ -1,4 +1,4 @@
-"""Rules 3 to 5 of the adaptive law: which memory has yet to be scanned, and how long it has waited.
+"""Rule 2 of the adaptive law: which memory has yet to be scanned, and how long it has waited.
 
 The backlog is memory of guests and other processes that has appeared, and that ksmd has not scanned as often as merging
 needs (twice: a page's checksum must be the same in two scans). Its states: settling (appeared a moment ago, left alone
@@ -43,7 +43,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
     appeared = tuple(
-        Appeared(now_s, key, kib - refilled_kib.get(key, 0))  # rule 3
+        Appeared(now_s, key, kib - refilled_kib.get(key, 0))
         for key, kib in grown_kib.items()
         if kib > refilled_kib.get(key, 0)
     )
@@ -56,7 +56,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     here = [one for one in (*before.settling, *appeared) if one.key in all_kib]
     settling = tuple(one for one in here if 0 <= now_s - one.at_s < settle_s)
     new_kib = dict(before.new)
-    for one in here:  # rule 4
+    for one in here:
         if not 0 <= now_s - one.at_s < settle_s:
             new_kib[one.key] = new_kib.get(one.key, 0) + one.kib
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
@@ -76,7 +76,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     if current is not None:
         current = replace(current, scanning=_within(current.scanning, all_kib))
 
-    waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
+    waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = state.arrivals
     if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
@@ -86,7 +86,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     )
     learned_kib = state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s) - unmerged_kib
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
-    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib)  # rule 11
+    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,

@@ -1,4 +1,4 @@
-"""Rule 11 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
+"""Rule 3 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
 
 How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, assumed; how much of it
 merges is learned by what check scans find (`worth`). Pure.

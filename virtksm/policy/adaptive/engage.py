@@ -1,4 +1,4 @@
-"""Rules 1 and 2 of the adaptive law: whether merging is worth anything now, and how short memory is.
+"""Rule 1 of the adaptive law: whether merging is worth anything now, and how short memory is.
 
 Merging while memory is plenty is a cost (it splits huge pages, and a later write is a copy-on-write fault), so with
 `engage = "auto"` the policy acts when memory is short, or will be once the running guests have grown to their maximum;
@@ -49,7 +49,7 @@ def potential_of_kib(snapshot: Snapshot) -> int:
 
 
 def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool) -> Need:
-    """Decide whether to act (rule 1) and how hard memory presses (rule 2), on the host or where guests are bound to."""
+    """Decide whether to act and how hard memory presses, on the host or where guests are bound to."""
     usable_kib, available_kib = snapshot.host.usable_kib, available_of_kib(snapshot)
     is_auto = params.engage == "auto"
     potential_kib = potential_of_kib(snapshot) if is_auto else 0

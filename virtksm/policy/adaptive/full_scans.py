@@ -1,4 +1,4 @@
-"""Rules 6 to 10 of the adaptive law: when a full scan begins, how ksmd is fed, what the end of a full scan means.
+"""Rules 2, 6 and 7 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
 
 ksmd is fed in batches: pages_to_scan is what the CPU budget allows for two seconds, and sleep_millisecs is a minute,
 which a changed value cuts short. So every change of it grants one batch, and without passes (the agent or libvirt gone)
@@ -78,7 +78,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
 
 
 def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
-    """Begin a full scan (rule 7): the new backlog will have been scanned once at its end.
+    """Begin a full scan (rule 2): the new backlog will have been scanned once at its end.
 
     With the cursor where our last full scan left it, or where it begins as long as KSM knows of no page, the next one
     is whole; otherwise the one after it is.
@@ -110,7 +110,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
 
 
 def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> float:
-    """Return the share of a core that ksmd may take now (rule 2): more under pressure, never more than the ceiling."""
+    """Return the share of a core that ksmd may take now (rule 1): more under pressure, never more than the ceiling."""
     max_percent = params.max_cpu_percent or min(MAX_HOST_PERCENT * (snapshot.cpus or 4), 100)
     percent = min(params.cpu_percent, max_percent)
     return (percent + (max_percent - percent) * pressure) / 100
@@ -119,7 +119,7 @@ def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> fl
 def feed(
     snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float
 ) -> tuple[Settings, float, AdaptiveState]:
-    """Grant the next batch (rule 8): return the settings, when to have the next pass, and the state.
+    """Grant the next batch (rule 7): return the settings, when to have the next pass, and the state.
 
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests cause
     in between grant none beyond the budget.
@@ -233,14 +233,14 @@ def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
-    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 9): KSM off unseen, or starved."""
+    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * state.learned.page_cost_s)
     return max(STALLED_S, 10 * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
 def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
-    """Return in how long it is plain that no memory may merge (rule 9), 0 or below if it is; None if some may.
+    """Return in how long it is plain that no memory may merge (rule 7), 0 or below if it is; None if some may.
 
     It is once KSM knows of no page after a batch. A ksmd that works may still be on its way to its first page.
     """
@@ -271,7 +271,7 @@ def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan
 
 
 def is_scanned_by_another(snapshot: Snapshot, state: AdaptiveState) -> bool:
-    """Tell whether ksmd was found to scan at settings that are not ours: its cursor may be anywhere then (rule 7).
+    """Tell whether ksmd was found to scan at settings that are not ours: its cursor may be anywhere then (rule 2).
 
     So it is after an agent that gave the administrator's settings back when it stopped.
     """
@@ -280,11 +280,11 @@ def is_scanned_by_another(snapshot: Snapshot, state: AdaptiveState) -> bool:
 
 
 def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> AdaptiveState:
-    """Count a full scan (rule 7): what was new has been scanned once, and what had been scanned once is done.
+    """Count a full scan (rule 2): what was new has been scanned once, and what had been scanned once is done.
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
-    One more follows if it is worth it (rule 10): what ksmd left in neither tree may have twins.
+    One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once

@@ -1,4 +1,4 @@
-"""Rule 6 of the adaptive law, its first half: whether more memory is to be expected, and for how long. Pure."""
+"""Rule 5 of the adaptive law, its second half: whether more memory is to be expected, and for how long. Pure."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _left_s(state: AdaptiveState, window_s: float, min_kib: float) -> float:
 
 
 def judge_growth(state: AdaptiveState) -> Growth:
-    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 6)."""
+    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 5)."""
     if state.arrivals.burst_since_s is not None:
         return Growth.BURST
     if _series_left_s(state) > 0:
