@@ -1,10 +1,9 @@
-"""A simulated day on which guests' memory changes without growing: the policy adaptive beside steady scanning.
+"""A simulated day on which guests' memory changes without growing.
 
 16 guests with 55 GiB on a host that is always short of memory; every four hours each replaces 940 MiB of its own pages,
 within five minutes, by content that is equal in all guests. The goals are told by what the kernel's advisor (scan-time)
-saved on this simulated day on average, and by the ksmd time that it took: ADVISOR_GIB and ADVISOR_CPU_S. A full scan
-every 200 s, without any law, stands beside; and the same day with two small guests more, which rewrite what has merged.
-Pure: no kernel is touched. Started by script/bench.
+saved on this simulated day on average, and by the ksmd time that it took: ADVISOR_GIB and ADVISOR_CPU_S. Pure: no
+kernel is touched. Started by script/bench.
 """
 
 from __future__ import annotations
@@ -14,20 +13,18 @@ import sys
 from collections.abc import Iterator
 
 from bench.figures import Goal, tell_goals
-from bench.sim.driver import Event, Outcome, run_fixed, run_policy
+from bench.sim.driver import Event, Outcome, run_policy
 from bench.sim.host import SimHost
-from bench.steps import Drift, Spoil, Start
+from bench.steps import Drift, Start
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
-from virtksm.model.snapshot import IDLE, Settings
+from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.values import replace
 
 GUESTS, COMMON_MIB, ZERO_MIB, OWN_MIB = 16, 600, 100, 2800
 TOTAL_KIB, OWN_KIB = 64 * 1024 * 1024, 4 * 1024 * 1024
 HOURS, CHANGE_HOURS, CHANGE_S, PAGES_PER_S = 24, (1, 5, 9, 13, 17, 21), 300.0, 800.0
-FULL_SCAN_S = 200.0
-SPOILER_MIB, SPOILERS = 256, ("spoiler0", "spoiler1")
 ADVISOR_GIB, ADVISOR_CPU_S = 41.8, 437.0
 """Simulated on 28 November 2026; ksmd's CPU seconds an hour."""
 PAGES_PER_GIB = 1024 * PAGES_PER_MIB
@@ -35,7 +32,7 @@ REST_FROM_H = 2
 """Without any change: after the guests' start was scanned."""
 
 
-def play(*, is_steady: bool, changes: bool, scale: float, spoils: bool = False) -> Outcome:
+def play(*, changes: bool, scale: float) -> Outcome:
     """Play the day; `scale` makes guests, host and changes smaller."""
     common, zero, own = (int(mib * scale) for mib in (COMMON_MIB, ZERO_MIB, OWN_MIB))
     memory = common + zero + own + 20
@@ -45,17 +42,8 @@ def play(*, is_steady: bool, changes: bool, scale: float, spoils: bool = False) 
     for hour in CHANGE_HOURS if changes else ():
         for at_s, pages_per_s in ((hour * 3600.0, PAGES_PER_S * scale), (hour * 3600.0 + CHANGE_S, 0.0)):
             events += [Drift(at_s=at_s, name=guest.name, pages_per_s=pages_per_s) for guest in guests]
-    if spoils:
-        common = int(SPOILER_MIB * scale)
-        spoiler = PayloadGuest(name="", memory_mib=common + 20, common_mib=common, image=77)
-        events += [Start(at_s=120.0, guest=replace(spoiler, name=name)) for name in SPOILERS]
-        events.append(Spoil(at_s=130.0, names=SPOILERS))
     host = SimHost(total_kib=int(TOTAL_KIB * scale), own_kib=int(OWN_KIB * scale), fill_mib_per_s=100.0)
     host.set_parameters(dict(IDLE.items()))
-    if is_steady:
-        pages = GUESTS * (common + zero + own) * PAGES_PER_MIB
-        steady = Settings(pages_to_scan=int(pages / FULL_SCAN_S / 10), sleep_millisecs=100)
-        return run_fixed(host, steady, events, until_s=HOURS * 3600.0, sample_every_s=20.0)
     policy = AdaptivePolicy(params=AdaptiveParams())
     return run_policy(host, policy, events, until_s=HOURS * 3600.0, sample_every_s=20.0)
 
@@ -89,16 +77,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/bench drift", description="Simulate a day of memory that changes.")
     parser.add_argument("--scale", type=float, default=1.0, help="smaller guests (%(default)s)")
     scale = parser.parse_args(arguments).scale
-    ours, steady = (play(is_steady=one, changes=True, scale=scale) for one in (False, True))
-    still = play(is_steady=False, changes=False, scale=scale)
-    beside = play(is_steady=False, changes=True, scale=scale, spoils=True)
-    waits, waits_beside = list(minutes_to_most(ours)), list(minutes_to_most(beside))
-    print(
-        f"steady scanning: {mean_gib(steady, scale):.1f} GiB saved, {cpu_s_per_hour(steady, scale):.0f} ksmd-s an hour"
-    )
-    for what, found in (("", waits), (" beside guests that rewrite", waits_beside)):
-        print(f"minutes from each change's end until 90 % of it{what}:", ", ".join(f"{wait:.1f}" for wait in found))
-    print(f"beside guests that rewrite: {cpu_s_per_hour(beside, scale):.0f} ksmd-s an hour")
+    ours, still = (play(changes=changes, scale=scale) for changes in (True, False))
+    waits = list(minutes_to_most(ours))
+    print("minutes from each change's end until 90 % of it:", ", ".join(f"{wait:.1f}" for wait in waits))
     return tell_goals(
         [
             Goal(
@@ -115,7 +96,6 @@ def main(arguments: list[str]) -> int:
                 unit="s",
             ),
             Goal(what="90 % of the slowest change", measured=max(waits), limit=12.0, unit="min"),
-            Goal(what="beside guests that rewrite", measured=max(waits_beside), limit=12.0, unit="min"),
             Goal(
                 what="ksmd without any change",
                 measured=cpu_s_per_hour(still, scale, REST_FROM_H),

@@ -1,12 +1,10 @@
 """How soon a guest's start or stop has changed KSM's settings, and what the agent costs at rest.
 
-In: numbers of guests, of events, of storms. Out: figures on stdout, and exit code 1 if a goal is missed or an event
+In: numbers of guests and of events. Out: figures on stdout, and exit code 1 if a goal is missed or an event
 failed. With each number of real (paused) guests running:
 - isolated events: starts and stops of one extra guest take turns, a second or more apart, from libvirt's delivery to
   the changed value in the kernel. Each must change pages_to_scan by exactly one page (STEPPING_LAW), once. Between two
   of them `virsh node-memory-tune` sets the same parameter; its value is put back before the next pass;
-- storms: extra guests start and stop as fast as libvirt can, or the hook pokes hundreds of times a second. The final
-  state comes at most the agent's window and a pass after the last event;
 - an agent with its default configuration, left in peace.
 Started by script/bench, which locks and restores KSM.
 """
@@ -14,18 +12,17 @@ Started by script/bench, which locks and restores KSM.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.figures import Goal, in_words, percentile, tell_goals, tell_machine
-from bench.observe import Events, KernelValue, Recorder, time_virsh
+from bench.observe import Events, KernelValue, time_virsh
 from bench.rest import read_memory_mib, watch_rest
 from bench.stage import STEPPING_LAW, Guests, private_libvirtd, running_agent
 from tests.lab.libvirtd import PrivateLibvirtd
@@ -34,22 +31,15 @@ from virtksm.cli.progress import Progress
 from virtksm.host.libvirt_events import EventLoop
 
 P99_GOAL_MS = 20.0
-STORM_GOAL_MS = 270.0
-"""The agent's window, and 20 ms."""
 RSS_GOAL_MIB = 45.0
 WAKEUPS_GOAL_PER_S = 1.0
-STORM_FROM_GUESTS = 50
-"""Storms are measured from this many guests on, or with the most there are."""
-APART_S, GIVE_UP_S, SETTLED_S, FIRST_CALM_S = 1.0, 5.0, 1.5, 5.0
-POKES, POKE_EVERY_S = 500, 0.003
+APART_S, GIVE_UP_S, FIRST_CALM_S = 1.0, 5.0, 5.0
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="script/bench latency", description="Time guest events to KSM's settings.")
     parser.add_argument("--guests", default="1,50,150", help="numbers of guests, ascending (default %(default)s)")
     parser.add_argument("--events", type=int, default=200, help="isolated events with each (%(default)s)")
-    parser.add_argument("--storms", type=int, default=10, help="storms of each kind (%(default)s)")
-    parser.add_argument("--storm-guests", type=int, default=8, help="guests started and stopped in each (%(default)s)")
     parser.add_argument("--rest-s", type=float, default=60.0, help="seconds at rest, 0 for none (%(default)s)")
     options = parser.parse_args(arguments)
     options.guests = [int(text) for text in options.guests.split(",")]
@@ -81,9 +71,6 @@ class Benchmark:
         events = Events(self._libvirtd.uri)
         with folder_in_memory() as folder, running_agent(folder, self._libvirtd.uri, STEPPING_LAW) as agent:
             self._measure_isolated(agent, events)
-            if count >= min(STORM_FROM_GUESTS, self._options.guests[-1]):
-                self._measure_storms("guests", self._storm_of_guests(events))
-                self._measure_storms("pokes", lambda: poke(agent.home.poke_fifo))
             print(f"  agent's RSS after all that: {read_memory_mib(agent.pid, 'Rss'):.1f} MiB")
         events.close()
 
@@ -129,42 +116,6 @@ class Benchmark:
         if to_kernel_ms:
             self._goal("p99 delivery to kernel", percentile(to_kernel_ms, 99), P99_GOAL_MS, "ms")
 
-    def _storm_of_guests(self, events: Events) -> Callable[[], list[int]]:
-        def start_and_stop(number: int) -> None:
-            self._guests.start(f"storm{number}")
-            self._guests.stop(f"storm{number}")
-
-        def storm() -> list[int]:
-            events.take_all()
-            with ThreadPoolExecutor(4) as pool:
-                list(pool.map(start_and_stop, range(self._options.storm_guests)))
-            time.sleep(SETTLED_S)
-            heard = events.take_all()
-            if len(heard) != 2 * self._options.storm_guests:
-                self._fail(f"{len(heard)} events heard of {2 * self._options.storm_guests}")
-            return heard
-
-        return storm
-
-    def _measure_storms(self, kind: str, storm: Callable[[], list[int]]) -> None:
-        """Make storms, of which `storm` returns the events' times; every pass changes the value."""
-        settled_ms, events, passes = [], 0, 0
-        for number in range(self._options.storms):
-            time.sleep(SETTLED_S)
-            with Recorder(self._kernel) as recorder:
-                times_ns = storm()
-                time.sleep(SETTLED_S)
-            events += len(times_ns)
-            passes += len(recorder.changes)
-            if recorder.changes and recorder.changes[-1].at_ns >= times_ns[-1]:
-                settled_ms.append((recorder.changes[-1].at_ns - times_ns[-1]) / 1e6)
-            else:
-                self._fail(f"storm {number} of {kind}: no change after the last of {len(times_ns)} events")
-        if settled_ms:
-            print(f"  storms of {kind}: {events} events, {passes} passes; last event to last change, ms:")
-            print(f"  {'':26}{in_words(settled_ms)}", flush=True)
-            self._goal(f"storm of {kind}, longest", max(settled_ms), STORM_GOAL_MS, "ms")
-
     def _measure_rest(self, count: int) -> None:
         with folder_in_memory() as folder, running_agent(folder, self._libvirtd.uri, "") as agent:
             time.sleep(FIRST_CALM_S)
@@ -192,20 +143,6 @@ def folder_in_memory() -> Iterator[Path]:
     """Lend a folder for an agent's files that no disk slows down, as /run is on a host."""
     with tempfile.TemporaryDirectory(prefix="vk", dir="/dev/shm") as folder:
         yield Path(folder)
-
-
-def poke(fifo: Path) -> list[int]:
-    """Poke as the hook does; returns when each was written. Raises OSError when no agent listens, or it is full."""
-    descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    times_ns = []
-    try:
-        for _ in range(POKES):
-            times_ns.append(time.monotonic_ns())
-            os.write(descriptor, b"started\n")
-            time.sleep(POKE_EVERY_S)
-    finally:
-        os.close(descriptor)
-    return times_ns
 
 
 def main(arguments: list[str]) -> int:

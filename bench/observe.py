@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import queue
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import libvirt
 
@@ -89,33 +87,6 @@ class KernelValue:
                 return Change(value=value, at_ns=at_ns)
             if at_ns > deadline_ns:
                 raise TimeoutError(f"{PAGES_TO_SCAN} still {known} after {timeout_s:g} s")
-            time.sleep(POLL_S)
-
-
-class Recorder:
-    """Records every change of the value in a thread, between entering and leaving."""
-
-    def __init__(self, value: KernelValue) -> None:
-        self._value = value
-        self._known = value.read()
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._record, name="recorder")
-        self.changes: list[Change] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._ending.set()
-        self._thread.join()
-
-    def _record(self) -> None:
-        while not self._ending.is_set():
-            value, at_ns = self._value.read(), time.monotonic_ns()
-            if value != self._known:
-                self._known = value
-                self.changes.append(Change(value=value, at_ns=at_ns))
             time.sleep(POLL_S)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from virtksm.doctor.finding import Verdict
+from virtksm.doctor.finding import Finding, Verdict
+from virtksm.guests.headroom import Risk, Room
 from virtksm.guests.obstacles import Obstacle
 from virtksm.model.current import Origin
 from virtksm.model.decision import Pause, Trigger
@@ -64,7 +65,7 @@ class Reasoned:
     numbers: Mapping[str, Number]
     """What the rule went by. `adaptive`: `memory_bytes`; the backlog's `settling_bytes`, `new_bytes`,
     `scanned_once_bytes`, `exited_bytes`; `waited_byte_s`, `full_scan_cost_s`, `page_cost_s`, `changed_bytes`
-    (rule 11), `merge_ratio` (of the last backlogs), `expected_ratio` (of this one), `changed_ratio`,
+    (rule 11), `merge_ratio` (expected of all memory, were it new), `expected_ratio` (of the backlog), `changed_ratio`,
     `more_full_scans`, `pressure`; where they are sensed,
     `other_processes_bytes`, `other_processes_unread`; during a full scan `full_scan_bytes`, `scanned_bytes`
     and `full_scan_left_s`, estimated where the kernel counts no pages (before 6.6). `ksmtuned`: `total_bytes`,
@@ -241,17 +242,6 @@ class FullScan:
     """At its pace so far."""
 
 
-class Room:
-    """Memory of further guests, on three assumptions."""
-
-    safe: int
-    """All merged pages unmerge."""
-    unmerged: int
-    """New memory does not merge."""
-    at_ratio: int
-    """New memory merges as the present does."""
-
-
 class SwitchedGuest:
     """A guest that was unmerged while it runs, or let merge."""
 
@@ -410,16 +400,6 @@ class Guests(Versioned):
     notes: list[str]
 
 
-class Risk:
-    """What unmerging everything would take, with the room at the ratio taken."""
-
-    unmerging_bytes: int
-    needed_bytes: int
-    missing_bytes: int
-    swap_free_bytes: int | None
-    missing_after_swap_bytes: int | None
-
-
 class Headroom(Versioned):
     """How much more guest memory fits."""
 
@@ -440,17 +420,6 @@ class Headroom(Versioned):
     room_bytes: Room
     risk: Risk
     notes: list[str]
-
-
-class Finding:
-    """What one check found."""
-
-    check: str
-    group: str
-    what: str
-    verdict: Verdict
-    detail: str
-    remedy: str | None
 
 
 class Doctor(Versioned):

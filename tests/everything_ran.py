@@ -1,8 +1,8 @@
 """A pytest plugin for runs of the whole suite (`-p tests.everything_ran`): one that left tests out has failed.
 
 It turns the exit code to 1 when a test was skipped, deselected or expected to fail, or when no test marked `real` has
-passed, and says which. Tests that do not apply to this kernel (tests/not_applicable.py) are listed instead; how many
-need what, and what a kernel that is known lacks, must be as in tests/not_applicable.toml. It changes no test.
+passed, and says which. Tests that do not apply to this kernel (tests/not_applicable.py) are listed instead; what a
+kernel that is known lacks of what tests need must be as in tests/not_applicable.toml. It changes no test.
 script/test runs the suite in two parts beside each other: `--part ksm` is all that holds KSM's lock, one test after the
 other, `--part beside` is the rest; `--part kubernetes` is a run of its own. Each keeps its row for docs/tried.md.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from typing import Any
 
 import pytest
 
@@ -27,7 +26,7 @@ TABLE = "tests/not_applicable.toml"
 class EverythingRan:
     """Watches one session: what was left out, and which tests marked `real` passed."""
 
-    def __init__(self, part: str | None, kernel: Kernel, table: dict[str, Any]) -> None:
+    def __init__(self, part: str | None, kernel: Kernel, table: dict[str, list[str]]) -> None:
         self._part = part
         self._kernel = kernel
         self._table = table
@@ -86,22 +85,13 @@ class EverythingRan:
                 terminalreporter.line(complaint)
 
 
-def compare(items: list[pytest.Item], kernel: Kernel, table: dict[str, Any]) -> list[str]:
-    """Return how the table differs from what the collected tests need, and from what a kernel that it names lacks."""
-    found: dict[str, Counter[str]] = {}
-    for item in items:
-        folder = item.path.parent.relative_to(item.config.rootpath).as_posix()
-        found.setdefault(folder, Counter()).update(needs_of(item))
-    wrong = [
-        f"{TABLE}: needed in {folder}: {dict(sorted(counts.items()))}, not {table.get(folder, {})}"
-        for folder, counts in found.items()
-        if counts != table.get(folder, {})
-    ]
-    needed = {name for counts in found.values() for name in counts}
-    known = table.get("lacking", {}).get(kernel.version)
-    if known is not None and needed & set(known) != needed - kernel.offers:
-        wrong.append(f"{TABLE}: Linux {kernel.version} lacks {known}, and here {sorted(needed - kernel.offers)}")
-    return wrong
+def compare(items: list[pytest.Item], kernel: Kernel, table: dict[str, list[str]]) -> list[str]:
+    """Return how what this kernel lacks of what tests need differs from the table, if that knows it."""
+    needed = {name for item in items for name in needs_of(item)}
+    known = table.get(kernel.version)
+    if known is None or needed & set(known) == needed - kernel.offers:
+        return []
+    return [f"{TABLE}: Linux {kernel.version} lacks {known}, and here {sorted(needed - kernel.offers)}"]
 
 
 def holds_ksm(item: pytest.Item) -> bool:

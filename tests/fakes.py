@@ -443,8 +443,3 @@ def fake_cycle(**parts: object) -> Cycle[Any]:
         "tenure": Tenure(),
     }
     return Cycle(**(made | parts))
-
-
-def with_pages(settings: Settings, pages_to_scan: int) -> Settings:
-    """Return the settings with other pages_to_scan."""
-    return replace(settings, pages_to_scan=pages_to_scan)

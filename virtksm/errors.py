@@ -116,6 +116,7 @@ class Cause(Enum):
 
     ADVISOR_ON = "advisor_on"
     PAGES_SHARED = "pages_shared"
+    NOT_UNMERGED = "not_unmerged"
     OUT_OF_RANGE = "out_of_range"
     READ_ONLY = "read_only"
     NOT_AUTHORIZED = "not_authorized"
@@ -123,11 +124,16 @@ class Cause(Enum):
     UNKNOWN = "unknown"
 
 
+NUMA_HIDES_PAGES = (
+    "Linux 6.1 leaves pages merged, and counts them no more, that NUMA balancing has marked; on the host: "
+    "sysctl kernel.numa_balancing=0, then start the guests anew"
+)
 REMEDIES: Mapping[Cause, str] = {
     Cause.ADVISOR_ON: "the kernel's KSM advisor owns pages_to_scan; switch it off on the host: "
     "echo none > /sys/kernel/mm/ksm/advisor_mode",
     Cause.PAGES_SHARED: "merge_across_nodes can only change while nothing is shared; on the host: "
     "virtksm unmerge --merge-across-nodes never (or always)",
+    Cause.NOT_UNMERGED: NUMA_HIDES_PAGES,
     Cause.OUT_OF_RANGE: "correct the configuration: pages_to_scan and sleep_millisecs take 0..4294967295, "
     "merge_across_nodes 0 or 1",
     Cause.READ_ONLY: "connect read-write: a read-only libvirt connection cannot set node memory parameters",

@@ -73,7 +73,6 @@ def _ending(name: str) -> str:
 
 
 def _scaled(value: object, factor: float) -> object:
-    """Multiply a number, or the numbers of a list or of an object."""
     if isinstance(value, dict):
         return {name: _multiplied(one, factor) for name, one in value.items()}
     if isinstance(value, list | tuple):

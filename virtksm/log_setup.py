@@ -69,6 +69,8 @@ class LineQueue:
         self._descriptor = target.fileno()
         self._max_waiting = max_waiting
         self._journal = journal
+        self.is_for_entries = False
+        """Whether what comes next are entries of the journal."""
         self._lines: deque[tuple[bytes, bool]] = deque()
         self._waiting = 0
         self._is_closed = False
@@ -78,17 +80,16 @@ class LineQueue:
 
     @property
     def has_journal(self) -> bool:
-        """Whether journald's socket is there."""
         return os.access(self._journal, os.F_OK)
 
-    def write(self, text: str, *, is_entry: bool = False) -> None:
+    def write(self, text: str) -> None:
         """Take one or more whole lines, or an entry of the journal."""
         line = text.encode("utf-8", "backslashreplace")
         with self._changed:
             if self._waiting + len(line) > self._max_waiting:
                 self.dropped += 1
                 return
-            self._lines.append((line, is_entry))
+            self._lines.append((line, self.is_for_entries))
             self._waiting += len(line)
             self._changed.notify_all()
 
@@ -135,19 +136,6 @@ Stream = TextIO | LineQueue
 """Where lines go."""
 
 
-class JournalEntries:
-    """A queue's way to the journal, as the stream that structlog writes entries to."""
-
-    def __init__(self, lines: LineQueue) -> None:
-        self._lines = lines
-
-    def write(self, text: str) -> None:
-        self._lines.write(text, is_entry=True)
-
-    def flush(self) -> None:
-        """Do nothing, as the queue."""
-
-
 def _send_entry(journal: str, entry: bytes) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         # Whole lines alone: journald ignores a last one without its end.
@@ -187,9 +175,9 @@ def configure(
     """Configure structlog for the process; `renderers` replaces the output's last steps (the demo's live view)."""
     target: Any = stream or sys.stderr
     chosen = choose_format(log_format, target)
-    entries = JournalEntries(target) if isinstance(target, LineQueue) and target.has_journal else None
-    if chosen == "journal" and entries is not None:
-        chosen, target = "entries", entries
+    if isinstance(target, LineQueue):
+        target.is_for_entries = chosen == "journal" and target.has_journal
+        chosen = "entries" if target.is_for_entries else chosen
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -205,12 +193,14 @@ def configure(
 def _renderers(log_format: str, stream: Stream, *, is_debug: bool) -> list[Processor]:
     if log_format == "console":
         plain = not stream.isatty() or "NO_COLOR" in os.environ
-        return [escape_controls, say_all if is_debug else say_sentence, structlog.dev.ConsoleRenderer(colors=not plain)]
+        says = say_all if is_debug else say_sentence
+        return [escape_controls, says, structlog.dev.ConsoleRenderer(colors=not plain)]
     if log_format == "entries":
         return [escape_controls, render_entry]
     if log_format == "journal":
-        return [escape_controls, render_line]
-    return [use_outside_units, structlog.processors.JSONRenderer()]
+        # Behind its priority, as sd-daemon(3) has it.
+        return [escape_controls, lambda _, __, event: f"<{PRIORITIES[event['level']]}>{sentence_of(event)}"]
+    return [lambda _, __, event: to_output(event), structlog.processors.JSONRenderer()]
 
 
 def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -223,18 +213,12 @@ def escape_controls(logger: Any, method: str, event: MutableMapping[str, Any]) -
 
 def say_all(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Put an event's sentence in place of its name, before its fields."""
-    fields = {name: value for name, value in event.items() if name != "message"}
-    return {**fields, "event": sentence_of(event)}
+    return {**{name: event[name] for name in event if name != "message"}, "event": sentence_of(event)}
 
 
 def say_sentence(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Leave of an event its time, its level and its sentence, which stands in place of its name."""
     return {"timestamp": event["timestamp"], "level": event["level"], "event": sentence_of(event)}
-
-
-def use_outside_units(logger: Any, method: str, event: MutableMapping[str, Any]) -> Any:
-    """Have fields in the units of `--json`."""
-    return to_output(event)
 
 
 def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
@@ -250,11 +234,6 @@ def render_entry(logger: Any, method: str, event: MutableMapping[str, Any]) -> s
     }
     texts = (value if isinstance(value, str) else json.dumps(value, default=str) for value in entry.values())
     return "\n".join(f"{name}={text}" for name, text in zip(entry, texts, strict=True))
-
-
-def render_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """Render `<priority>sentence`."""
-    return f"<{PRIORITIES[event['level']]}>{sentence_of(event)}"
 
 
 def sentence_of(event: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 MAX_TIME_S = 253_370_764_800.0
 """Unix time of the year 9999: no calendar goes beyond it."""
 
@@ -16,6 +18,12 @@ def format_kib(kib: float | None) -> str:
 def to_bytes(kib: int | None) -> int | None:
     """Return KiB in bytes, None for None."""
     return None if kib is None else kib * 1024
+
+
+def some_of(words: Sequence[str], most: int = 5) -> str:
+    """Return the first `most` of words, and how many more there are."""
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def printable(text: str) -> str:

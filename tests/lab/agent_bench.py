@@ -92,6 +92,8 @@ class Bench:
     facts: FakeFacts | None = field(default_factory=FakeFacts)
     clock: FakeClock = field(default_factory=FakeClock)
     history: FakeHistory | None = None
+    connection: Connection | None = None
+    """None: one to `hypervisor`, which is there until it is lost (`lose`)."""
     notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
     disk_limit_s: float = LONG_S
@@ -132,7 +134,7 @@ class Bench:
 
         self.agent = Agent(
             configuration=Configuration(self.config, lambda: FreshConfig(config=self.config)),
-            connection=FakeConnection(self.hypervisor),
+            connection=self.connection or FakeConnection(self.hypervisor),
             reporter=reporter,
             make_cycle=make_cycle,
             make_history=None if self.history is None else self.make_history,

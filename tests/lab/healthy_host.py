@@ -8,11 +8,10 @@ from pathlib import Path
 
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import HOOK
-from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.hooks import HookFile
 from virtksm.doctor.reading.libvirt import Guests, Libvirt
-from virtksm.doctor.reading.own import AgentSeen, Own
+from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState
@@ -88,7 +87,16 @@ def with_files(**changed: str | None) -> Facts:
     root = Root(str(write_tree(Path(tempfile.mkdtemp(dir=_TREES.name)), **changed)))
     here = Here(root, URI, clock=lambda: NOW_S, state_age_s=lambda _unit: None)
     here.hooks = [HOOK_FILE]
-    return Facts(here=here, libvirt=LIBVIRT, own=OWN)
+    return Facts(
+        here=here,
+        libvirt=LIBVIRT,
+        configuration=Config(private_guests=("vault",)),
+        paused=None,
+        known_agent=AGENT,
+        folder="/run/virtksm",
+        faults=(),
+        state=HostState(),
+    )
 
 
 def with_numbers(**numbers: int | None) -> Facts:
@@ -100,11 +108,6 @@ def with_numbers(**numbers: int | None) -> Facts:
 def with_libvirt(**changed: object) -> Facts:
     """Return healthy facts but for these of Libvirt."""
     return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))
-
-
-def with_own(**changed: object) -> Facts:
-    """Return healthy facts but for these of Own."""
-    return replace(HEALTHY, own=replace(OWN, **changed))
 
 
 LIBVIRT = Libvirt(
@@ -123,12 +126,4 @@ LIBVIRT = Libvirt(
     ),
 )
 AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
-OWN = Own(
-    configuration=Config(private_guests=("vault",)),
-    paused=None,
-    agent=AGENT,
-    folder="/run/virtksm",
-    faults=(),
-    state=HostState(),
-)
 HEALTHY = with_files()

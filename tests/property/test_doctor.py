@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.lab.healthy_host import FILES, HEALTHY, STATUS, URI, write_tree
-from virtksm.cli.doctor import finding_rows
+from tests.lab.hostile_agent import wrong_answers
+from virtksm.cli.ask_agent import take_answer
+from virtksm.cli.doctor import ASKED_FOR, finding_rows
 from virtksm.cli.layout import to_lines
 from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Here
-from virtksm.doctor.finding import CannotTell, Verdict
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.own import AgentSeen, parse_agent
+from virtksm.doctor.reading.own import see_agent
+from virtksm.errors import VirtksmError
 from virtksm.values import replace
 
 MORE_FILES = (
@@ -46,15 +50,6 @@ words = st.sampled_from(
 )  # fmt: skip
 contents = st.lists(words | st.text(max_size=4), max_size=12).map("".join)
 trees = st.dictionaries(st.sampled_from([*FILES, *MORE_FILES]), contents | st.none(), max_size=8)
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["answers", "error", "possible", "message"]), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
-KEYS = ["uri", "libvirt", "stranded", "last_pass"]
 
 
 @given(trees)
@@ -70,19 +65,16 @@ def test_any_tree_of_files_gives_each_check_an_outcome_and_no_line_is_forged(cha
         findings = examine(replace(HEALTHY, here=Here(Root(str(root)), URI)))
     assert [one.check for one in findings] == [check.name for check in CHECKS]
     for one in findings:
-        assert bool(one.outcome.remedy) == (one.outcome.verdict in (Verdict.WARN, Verdict.FAIL))
+        assert bool(one.remedy) == (one.verdict in ("WARN", "FAIL"))
     lines = to_lines(finding_rows(findings, shows_all=False))
     assert len(lines) <= 2 * len(CHECKS) + 1
     assert all(line.isprintable() for line in lines)
 
 
-@given(
-    json_values
-    | st.dictionaries(st.sampled_from(KEYS), json_values)
-    | st.fixed_dictionaries(dict.fromkeys(KEYS, json_values))
-)
-def test_whatever_an_agent_answers_is_understood_or_refused(status: object) -> None:
-    assert isinstance(parse_agent(status), AgentSeen | CannotTell)
+def test_whatever_an_agent_answers_is_understood_or_refused() -> None:
+    for _, answer in wrong_answers("status"):
+        with suppress(VirtksmError):
+            see_agent(take_answer(json.loads(answer), "status", ASKED_FOR))
 
 
 @given(st.binary(max_size=200))

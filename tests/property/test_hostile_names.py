@@ -107,7 +107,7 @@ def test_a_look_at_guests_prints_one_printable_line_for_each(text: str) -> None:
     assert json.loads(json.dumps(survey_dict(found, found.guests)))["guests"][0]["name"] == text
     host = Host(available_kib=1, reserve_kib=0, saved_kib=0, unmerging_kib=0, swap_free_kib=0, is_merging=True)
     headroom = find_headroom([], host)
-    assert all(line.isprintable() for line in to_lines(headroom_rows(found, host, headroom, [text], usable_kib=2)))
+    assert all(line.isprintable() for line in to_lines(headroom_rows(found, headroom, [text], usable_kib=2)))
 
 
 @given(text=NAMES.filter(lambda text: "\0" not in text and text.isprintable() is False))

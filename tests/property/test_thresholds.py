@@ -18,11 +18,11 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Triggers
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import AdaptivePolicy
-from virtksm.policy.adaptive.changes import total_kib
+from virtksm.policy.adaptive.changes import CHANGED, total_kib
 from virtksm.policy.adaptive.engage import judge_need, with_available
 from virtksm.policy.adaptive.full_scans import cpu_share, seconds_until_stalled
 from virtksm.policy.adaptive.quantities import name_change
-from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.policy.adaptive.worth import seconds_to_wait
 from virtksm.policy.base import Policy, State
 from virtksm.policy.ksmtuned import KsmtunedPolicy, KsmtunedState
@@ -152,13 +152,17 @@ def histories(draw: st.DrawFn) -> list[Snapshot]:
 def covered(snapshot: Snapshot, backlog_kib: int, lasting: int) -> AdaptiveState:
     """Return the state of a host whose guests are scanned but for so much, by an agent that has run for long."""
     held = {guest.key: guest.rss_kib for guest in snapshot.guests if guest.rss_kib is not None}
+    backlog = {key: min(backlog_kib, kib) for key, kib in held.items() if backlog_kib and kib}
     return AdaptiveState(
         taken_s=max(snapshot.taken_s - 1, 0.0),
         engaged=True,
         guests_kib=held,
-        backlog=Backlog(scanned_once_kib=min(backlog_kib, sum(held.values()))),
+        backlog=Backlog(scanned_once=backlog),
         learned=Learned(
-            scanned_kib=backlog_kib, merged_kib=backlog_kib // lasting, was_check=True, full_scan_cost_s_per_kib=1e-6
+            pair={CHANGED + key: kib for key, kib in backlog.items()},
+            ratios={CHANGED + key: Ratio(0.2, 0.0) for key in backlog},
+            merged_kib=int(sum(backlog.values())) // lasting,
+            full_scan_cost_s_per_kib=1e-6,
         ),
     )
 

@@ -7,58 +7,54 @@ its guests and write to the fake of the port. Prints one JSON object. Usage: pyt
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.fakes import FakeFacts, FakeHypervisor, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeHypervisor
+from tests.lab.agent_bench import Bench
 from tests.lab.footprint import read_footprint
-from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import Connection
-from virtksm.agent.history import HistoryWriter
-from virtksm.agent.log import Reporter
 from virtksm.config.schema import Config
-from virtksm.host.clock import boottime_s
-from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.libvirt_events import EventLoop
-from virtksm.host.systemd import Notifier
-from virtksm.log_setup import configure
-from virtksm.model.snapshot import Settings
-from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.model.snapshot import Guest
 
 URI = "test:///default"
-HANG_S = 60.0
 
 
-class Log:
-    """Takes the agent's log events as they are said, in its loop."""
+@dataclass
+class ListingHost(FakeHypervisor):
+    """Takes settings as the fake does, and lists the guests of a real connection."""
+
+    connection: Connection = field(
+        default_factory=lambda: Connection(URI, BlockingCalls(), lambda _error, _wait_s: None)
+    )
+
+    def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
+        assert self.connection.host is not None
+        return self.connection.host.running_guests(with_max=with_max)
+
+
+class Storm(Bench):
+    """Counts what the agent says, and keeps the last of it alone: its memory is looked at."""
 
     def __init__(self) -> None:
+        host = ListingHost()
+        super().__init__(config=Config(), hypervisor=host, connection=host.connection)
         self.counts: Counter[str] = Counter()
-        self.last: dict[str, Any] = {}
-        self._said = asyncio.Event()
 
-    def take(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
-        """Be structlog's last processor."""
+    def take(self, logger: object, method: str, event: MutableMapping[str, Any]) -> str:
         self.counts[event["event"]] += 1
-        self.last = dict(event)
-        self._said.set()
-        return ""
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition that changes only with what is said."""
-        while not condition():
-            self._said.clear()
-            await asyncio.wait_for(self._said.wait(), HANG_S)
+        self.said.clear()
+        return super().take(logger, method, event)
 
 
 async def storm(events: int) -> dict[str, object]:
@@ -66,58 +62,29 @@ async def storm(events: int) -> dict[str, object]:
 
     Memory is counted from a tenth of them on.
     """
-    log = Log()
-    configure("info", "json", stream=io.StringIO(), renderers=[log.take])
-    reporter = Reporter(Notifier({}))
-    kernel, store = FakeHypervisor(uri=URI), FakeStore()
+    bench, loop = Storm(), asyncio.get_running_loop()
+    async with bench.running():
+        assert bench.connection is not None
+        assert bench.connection.host is not None
+        domain = bench.connection.host.connection.lookupByName("test")
 
-    def make_cycle(host: LibvirtHost, _config: Config, tenure: Tenure) -> Cycle[int]:
-        kernel.running_guests = host.running_guests  # type: ignore[method-assign]
-        policy = TargetPolicy(target=Settings(pages_to_scan=400, sleep_millisecs=10))
-        return Cycle(
-            hypervisor=kernel,
-            local=FakeFacts(),
-            policy=policy,
-            store=store,
-            switch=FakeSwitch(),
-            clock=boottime_s,
-            on_conflict="reassert",
-            tenure=tenure,
-        )
+        def churn(turns: int) -> None:
+            for _ in range(turns):
+                domain.destroy()
+                domain.create()
 
-    connection = Connection(URI, BlockingCalls(), reporter.connect_failed)
-    agent = Agent(
-        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
-        connection=connection,
-        reporter=reporter,
-        history_writer=HistoryWriter(),
-        make_cycle=make_cycle,
-    )
-    running = asyncio.create_task(agent.run())
-    await log.until(lambda: log.counts["pass_completed"] == 1)
-    assert connection.host is not None
-    domain = connection.host.connection.lookupByName("test")
-
-    def churn(turns: int) -> None:
-        for _ in range(turns):
-            domain.destroy()
-            domain.create()
-
-    loop = asyncio.get_running_loop()
-    began_s = loop.time()
-    await loop.run_in_executor(None, churn, events // 20)
-    warm = read_footprint(os.getpid())
-    await loop.run_in_executor(None, churn, events // 2 - events // 20)
-    domain.destroy()
-    await log.until(lambda: log.counts["event_received"] == events + 1)
-    await log.until(lambda: log.last["event"] == "pass_completed" and not agent.passes.coalescer.pending)
-    took_s, seen = loop.time() - began_s, log.last["sensed"]["guests"]
-    agent.stop()
-    await running
+        began_s = loop.time()
+        await loop.run_in_executor(None, churn, events // 20)
+        warm = read_footprint(os.getpid())
+        await loop.run_in_executor(None, churn, events // 2 - events // 20)
+        domain.destroy()
+        await bench.until(lambda: bench.counts["event_received"] == events + 1)
+        await bench.until(lambda: bench.events("pass_completed") != [] and not bench.passes.coalescer.pending)
+        took_s, seen = loop.time() - began_s, bench.events("pass_completed")[0]["sensed"]["guests"]
     return {
-        "events": log.counts["event_received"],
-        "passes": log.counts["pass_completed"],
-        "windows": took_s / agent.passes.coalescer.window_s,
+        "events": bench.counts["event_received"],
+        "passes": bench.counts["pass_completed"],
+        "windows": took_s / bench.passes.coalescer.window_s,
         "guests_seen": seen,
         "growth_kib": read_footprint(os.getpid()).rss_kib - warm.rss_kib,
     }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import grp
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,21 +170,6 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
     agent.wait_for_pass("retune")
     expect(page.locator("#result")).to_contain_text("Checked (no change)")
     expect(page.locator("#decisions tbody tr").first.locator("[data-label='Trigger']")).to_have_text("retune")
-    assert looked.complaints == []
-
-
-def test_a_full_scan_is_shown_while_it_lasts(
-    host: CockpitHost, start: Callable[..., AgentProcess], guest: GuestFactory, visit: Visit
-) -> None:
-    start('[adaptive]\nengage = "always"\nsettle_s = 0\ncpu_percent = 1\n')
-    looked = visit(host.serve())
-    page = looked.page
-    guest(PayloadGuest(name="slow", memory_mib=64, own_mib=32, seed=1))
-    expect(page.locator("#scan-text")).to_have_text(re.compile(r"^\d+ % of [\d.]+ MiB(, \d+ (s|min) left)?$"))
-    expect(page.locator("#scan-bar")).to_be_visible()
-    expect(page.locator("#state")).to_have_text("Scanning")
-    expect(page.locator("#scan")).to_be_hidden()
-    expect(page.locator("#state")).to_have_text("Idle")
     assert looked.complaints == []
 
 

@@ -98,19 +98,6 @@ def test_ctrl_c_gives_everything_back_on_another_libvirt_too(tmp_path: Path, lib
     assert "Traceback" not in output
 
 
-@pytest.mark.ksm
-@pytest.mark.usefixtures("nothing_left")
-def test_a_killed_python_leaves_nothing_behind(tmp_path: Path) -> None:
-    with Demo(tmp_path / "output") as demo:
-        demo.wait_said("-> 0 pages")
-        demo.wait_said("demo-1 started")
-        children = psutil.Process(demo.process.pid).children()
-        [python] = [child for child in children if child.cmdline()[1:3] == ["-m", "demo"]]
-        python.kill()
-        code, output = demo.wait_ended()
-    assert code == 137, output
-
-
 # The checkout may lie in root's home: with this capability the user reads everything and writes nothing.
 MAY_READ = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *MAY_READ]

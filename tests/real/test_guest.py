@@ -22,15 +22,9 @@ from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import AgentHome
-from virtksm.cli.guest import GuestSwitch
 from virtksm.errors import GuestVanished, LibvirtUnreachable, VirtksmError
-from virtksm.guests.choices import Choice
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.libvirt_monitor import LibvirtMonitor
-from virtksm.host.local_facts import ProcFacts
-from virtksm.model.snapshot import HostMemory
-from virtksm.values import replace
 
 pytestmark = pytest.mark.real
 
@@ -245,34 +239,6 @@ def test_a_qemu_that_hangs_keeps_the_command_no_longer_than_its_limit(
     os.kill(one.pid, signal.SIGCONT)
     assert done.returncode == 3
     assert "no answer within 1 s" in done.stderr
-
-
-class Full(ProcFacts):
-    """A host without room."""
-
-    def host_memory(self) -> HostMemory:
-        return replace(super().host_memory(), available_kib=1024)
-
-
-def test_a_host_without_room_refuses_and_sends_qemu_nothing(
-    ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd
-) -> None:
-    _, one = guest.together(twin("other", 1), twin("one", 2))
-    ksm.merge_all()
-    host = open_host(libvirtd.uri)
-    noted: list[Choice] = []
-    facts, monitor = Full(boottime_s), LibvirtMonitor(host)
-    switch = GuestSwitch(
-        host, monitor, facts, "one", lambda _what, call, _more_s: call(), lambda _uuid, choice: noted.append(choice)
-    )
-    with pytest.raises(VirtksmError, match="more free memory"):
-        switch.unmerge(force=False)
-    assert TAINTED not in taints(one.domain)
-    assert merged_kib(one.pid) >= COMMON_MIB * 1024
-    assert noted == []
-    switch.unmerge(force=True)
-    assert merged_kib(one.pid) < BESIDE_KIB
-    assert [choice.is_done for choice in noted] == [False, True]
 
 
 @pytest.mark.usefixtures("ksm")

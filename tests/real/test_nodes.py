@@ -35,8 +35,8 @@ def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
 
 @pytest.mark.parametrize(
     ("law", "has_agent"),
-    [(SWEEPING_LAW, True), (NEVER_LAW, True), (SCANNING_LAW, True), (SCANNING_LAW, False)],
-    ids=["adaptive", "adaptive-never", "ksmtuned", "ksmtuned-without-agent"],
+    [(NEVER_LAW, True), (SCANNING_LAW, True), (SCANNING_LAW, False)],
+    ids=["adaptive", "ksmtuned", "without-agent"],
 )
 def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_and_without_an_agent(
     ksm: Ksm,

@@ -130,20 +130,6 @@ def test_a_switch_that_is_damaged_under_the_agent_is_off_and_said(ksm: Ksm, star
     assert ksm.read("pages_to_scan") == 1
 
 
-def test_off_while_libvirt_is_away_holds_when_it_comes_back(
-    ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    agent = start_agent()
-    libvirtd.kill()
-    agent.wait_for("libvirt_disconnected")
-    done = agent.home.run("pause", "--connect", agent.uri)
-    assert done.returncode == 3
-    assert "paused, but no pass was possible yet" in done.stderr
-    libvirtd.start()
-    agent.wait_for_pass("connected")
-    assert ksm.settings() == IDLE
-
-
 @pytest.mark.needs("ksm_zero_pages")
 def test_verify_fails_until_it_is_off_and_nothing_is_merged(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome

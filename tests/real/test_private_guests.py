@@ -189,24 +189,3 @@ def test_guests_whose_monitors_hang_hold_up_no_list_of_the_guests(
         for one in hung:
             os.kill(one.pid, signal.SIGCONT)
     assert agent.lines("pass_failed") == before, "none but what a busy machine may have made late"
-
-
-def test_without_the_right_it_is_said_once_what_lacks_and_all_else_goes_on(
-    guest: GuestFactory, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
-) -> None:
-    guest.together(twin("vault-1", 1), twin("vault-2", 2))
-    read_only = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
-    agent = start_agent(enforcing(["vault-*"]), uri=read_only)
-    wait_known(agent, [], ["vault-1", "vault-2"])
-
-    def both_have_failed() -> bool:  # each pass that is asked for has them tried again
-        failed = told_failed(agent)
-        assert all("connect read-write" in one["message"] for one in failed)
-        return [one["name"] for one in failed] == ["vault-1", "vault-2"]
-
-    wait_until(both_have_failed, HANG_S, "both to have failed")
-    judged = agent.home.run("doctor", "--only", "private_guests", "--connect", read_only)
-    assert (judged.returncode, "connect read-write" in judged.stdout) == (1, True)
-    levels = [line["level"] for line in agent.lines("guests_not_switched")]
-    assert levels == ["warning", *["debug"] * (len(levels) - 1)]
-    assert agent.lines("pass_failed") == []

@@ -83,7 +83,7 @@ def test_the_room_is_that_of_the_command_for_the_guests_of_the_last_pass() -> No
     ksm = host.hypervisor.ksm_state()
     needs = [need_of(replace(one, rss_kib=GIB), GuestXml(), 4 * GIB) for one in host.guests]
     found = find_headroom(needs, host_of(MEMORY, ksm, CONFIG))
-    assert host.rooms.room_kib(host.known) == found.room_kib
+    assert host.rooms.room_kib(host.known) == found.room_kib._asdict()
     assert host.safe_gib() == 60 - find_reserve_kib(CONFIG, MEMORY) / GIB - 2 * 3 - (ksm.unmerge_kib or 0) / GIB
 
 

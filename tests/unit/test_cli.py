@@ -131,6 +131,7 @@ def test_common_options_stand_before_and_after_the_command_and_its_action(words:
         common.append("--json")
     lines = ([*common, *words, *arguments], [first, *common, *rest, *arguments], [*words, *arguments, *common])
     options = [parse(line) for line in lines]
+    assert {vars(one).pop("paths").agent_lock for one in options} == {"run/agent/agent.lock"}
     assert options[0] == options[1] == options[2]
     found = options[0]
     connect = ["retune"] if words[0] == "fleet" else "retune"

@@ -57,13 +57,13 @@ def test_ksmds_share_of_a_core(
 
 def test_curves_to_draw_end_at_the_present_moment() -> None:
     samples = [replace(SAMPLE, at_s=at_s, saved_kib=4, ksmd_cpu_seconds=at_s / 20) for at_s in (0.0, 10.0, 500.0)]
-    now = Point(at_s=520.0, saved_kib=8, cpu_seconds=26.0)
+    now = Point(at_s=520.0, saved_kib=8, ksmd_cpu_seconds=26.0)
     assert as_curves(samples, now, 10.0) == {
         "saved_kib": [[[0.0, 4], [10.0, 4]], [[500.0, 4], [520.0, 8]]],
         "core_percent": [[[0.0, 5.0], [10.0, 5.0]], [[500.0, 5.0], [520.0, 5.0]]],
         "ksmd": {"core_percent": 5.0, "over_s": 20.0},
     }
-    soon = as_curves(samples, Point(at_s=503.0, saved_kib=8, cpu_seconds=99.0), 10.0)
+    soon = as_curves(samples, Point(at_s=503.0, saved_kib=8, ksmd_cpu_seconds=99.0), 10.0)
     assert soon["core_percent"] == [[[0.0, 5.0], [10.0, 5.0]]], "a burst of three seconds is no peak"
     assert as_curves([], now, 10.0) == {
         "saved_kib": [],

@@ -17,6 +17,7 @@ from virtksm.errors import Cause, ExitCode, LibvirtUnreachable, StateUnusable, U
 from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
+from virtksm.tuning.actuate import diagnose
 from virtksm.tuning.cycle import SENSE_GUEST_S, SENSE_S, Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
@@ -117,6 +118,14 @@ def test_it_writes_pages_before_sleep_in_one_call_and_only_what_differs(bench: B
     bench.run()
     calls = [list(call) for call in bench.hypervisor.calls[1:]]
     assert calls == [["pages_to_scan", "sleep_millisecs"], ["merge_across_nodes"]], "last and alone"
+
+
+def test_a_merge_across_nodes_that_is_refused_with_all_unmerged_names_what_the_kernel_leaves_merged() -> None:
+    unmerged = KsmState.counted({"pages_shared": 0}.get, 4)
+    unmerged = replace(unmerged, settings=replace(BUSY, merge_across_nodes=1), run=2)
+    assert diagnose("merge_across_nodes", 0, unmerged) is Cause.NOT_UNMERGED
+    assert diagnose("merge_across_nodes", 0, replace(unmerged, run=1)) is Cause.UNKNOWN
+    assert diagnose("sleep_millisecs", 20, unmerged) is Cause.UNKNOWN
 
 
 def test_a_refused_merge_across_nodes_does_not_keep_the_others_back(bench: Bench) -> None:

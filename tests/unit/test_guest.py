@@ -123,7 +123,7 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
     (switch.merge if merge else switch.unmerge)(force=False)
     assert [uuid for uuid, _, _ in bench.noted] == ["u-1", "u-1"]
     begun, done = (choice for _, choice, _ in bench.noted)
-    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.seen.guest.key}", merge)
+    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.guest.key}", merge)
     assert (begun.by_command, begun.is_done, begun.memory_kib) == (True, False, 64 * MIB)
     assert replace(begun, is_done=True, at_s=done.at_s) == done
     assert [sets for _, _, sets in bench.noted] == [0, 1]
@@ -135,7 +135,8 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
 def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths, options = RuntimePaths(str(tmp_path / "run")), argparse.Namespace(runtime_dir=str(tmp_path / "run"))
+    paths = RuntimePaths(str(tmp_path / "run"))
+    options = argparse.Namespace(paths=paths)
     done = Choice(name="one", process="1/1", merge=False, why=COMMAND, at_s=1.0, is_done=True)
     answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
     ensure_runtime(paths)

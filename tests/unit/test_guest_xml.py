@@ -266,7 +266,5 @@ def test_others_have_another_image_or_none(xml: str) -> None:
 def test_a_disk_without_a_backing_store_is_no_image_and_no_chain_is_too_long_to_be_read() -> None:
     assert parse_guest_xml(domain(disk(above="/a"))).image is None
     assert parse_guest_xml(domain(f"<devices><disk>{BASE}</disk></devices>")).image is None
-    chain = ["<source file='/a'/>"] * 10_000
-    assert (
-        parse_guest_xml(domain(disk(*chain, BASE))).image == parse_guest_xml(domain(disk("<source file='/a'/>"))).image
-    )
+    chain = ["<source file='/a'/>"] * 5_000
+    assert parse_guest_xml(domain(disk(*chain, BASE))).image == parse_guest_xml(domain(disk(BASE))).image

@@ -18,24 +18,24 @@ GROWN = GuestNeed(held_kib=8 * GIB, max_kib=8 * GIB)
 
 
 def rooms(headroom: Headroom) -> tuple[int, int, int]:
-    return headroom.safe_kib, headroom.unmerged_kib, headroom.at_ratio_kib
+    return headroom.room_kib.safe, headroom.room_kib.unmerged, headroom.room_kib.at_ratio
 
 
 def test_without_guests_all_but_the_reserve_is_room() -> None:
     headroom = find_headroom([], EMPTY)
     assert rooms(headroom) == (16 * GIB, 16 * GIB, 16 * GIB)
-    assert (headroom.merge_ratio, headroom.missing_kib) == (0.0, 0)
+    assert (headroom.merge_ratio, headroom.risk.missing_kib) == (0.0, 0)
 
 
 def test_at_the_ratio_new_memory_takes_less_than_its_size() -> None:
     headroom = find_headroom([GROWN], MERGED)
     assert headroom.merge_ratio == 0.5
     assert rooms(headroom) == (11 * GIB, 16 * GIB, 32 * GIB)
-    assert headroom.needed_kib == 5 * GIB + 32 * GIB
-    assert headroom.missing_kib == 17 * GIB
+    assert headroom.risk.needed_kib == 5 * GIB + 32 * GIB
+    assert headroom.risk.missing_kib == 17 * GIB
     for swap_kib, after_kib in ((None, None), (0, 17 * GIB), (10 * GIB, 7 * GIB), (20 * GIB, 0)):
         beside = find_headroom([GROWN], replace(MERGED, swap_free_kib=swap_kib))
-        assert (beside.missing_kib, beside.missing_after_swap_kib) == (17 * GIB, after_kib)
+        assert (beside.risk.missing_kib, beside.risk.missing_after_swap_kib) == (17 * GIB, after_kib)
 
 
 def test_ksm_that_is_off_merges_nothing_new() -> None:
@@ -68,7 +68,7 @@ def test_what_running_guests_may_still_take_is_no_room(guest: GuestNeed, growth_
 def test_a_host_that_is_full_has_no_room_and_says_what_is_missing() -> None:
     headroom = find_headroom([replace(GROWN, max_kib=16 * GIB)], replace(MERGED, available_kib=3 * GIB))
     assert rooms(headroom) == (0, 0, 0)
-    assert headroom.missing_kib == 10 * GIB
+    assert headroom.risk.missing_kib == 10 * GIB
 
 
 def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_and_freed_memory_included_and_never_more() -> None:
@@ -100,9 +100,9 @@ hosts = st.builds(
 @given(st.lists(needs, max_size=8), hosts)
 def test_the_rooms_stand_in_order_and_the_safe_one_fits_whatever_happens(guests: list[GuestNeed], host: Host) -> None:
     headroom = find_headroom(guests, host)
-    assert 0 <= headroom.safe_kib <= headroom.unmerged_kib
-    assert headroom.unmerged_kib <= headroom.at_ratio_kib or host.available_kib < host.reserve_kib
-    if headroom.safe_kib:
-        taken_kib = host.unmerging_kib + headroom.growth_kib + headroom.safe_kib
+    assert 0 <= headroom.room_kib.safe <= headroom.room_kib.unmerged
+    assert headroom.room_kib.unmerged <= headroom.room_kib.at_ratio or host.available_kib < host.reserve_kib
+    if headroom.room_kib.safe:
+        taken_kib = host.unmerging_kib + headroom.growth_kib + headroom.room_kib.safe
         assert taken_kib <= host.available_kib - host.reserve_kib
-    assert headroom.missing_kib >= (headroom.missing_after_swap_kib or 0)
+    assert headroom.risk.missing_kib >= (headroom.risk.missing_after_swap_kib or 0)

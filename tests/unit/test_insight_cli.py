@@ -48,7 +48,7 @@ def lines_of(found: Survey) -> list[str]:
 
 
 def headroom_text(found: Survey, host: Host, guests: list[GuestNeed], notes: list[str]) -> str:
-    return "\n".join(to_lines(headroom_rows(found, host, find_headroom(guests, host), notes, usable_kib=32 * GIB)))
+    return "\n".join(to_lines(headroom_rows(found, find_headroom(guests, host), notes, usable_kib=32 * GIB)))
 
 
 def test_a_table_fits_80_columns_and_o_chooses_its_columns() -> None:

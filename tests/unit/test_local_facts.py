@@ -96,6 +96,26 @@ def test_what_the_kernel_offers_is_told_and_what_it_lacks_is_none(tmp_path: Path
     assert facts.ksm_counter("run") is None
 
 
+@pytest.mark.parametrize(
+    ("balancing", "release", "hides"),
+    [
+        ("1", "6.1.0-57-cloud-amd64", True),
+        ("0", "6.1.0-57-cloud-amd64", False),
+        (None, "6.1.0-57-cloud-amd64", False),
+        ("1", "6.12.118+deb13-amd64", False),
+    ],
+)
+def test_linux_6_1_that_balances_numa_nodes_hides_pages(
+    proc: FakeProc, facts: ProcFacts, balancing: str | None, release: str, hides: bool
+) -> None:
+    folder = proc.folder / "sys" / "kernel"
+    folder.mkdir(parents=True)
+    (folder / "osrelease").write_text(f"{release}\n", encoding="ascii")
+    if balancing is not None:
+        (folder / "numa_balancing").write_text(f"{balancing}\n", encoding="ascii")
+    assert facts.numa_balancing_hides_pages() is hides
+
+
 def test_small_texts() -> None:
     assert [parse_choice(text) for text in ("[none] scan-time\n", "none [scan-time]\n", "")] == [
         "none",

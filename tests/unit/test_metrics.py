@@ -46,7 +46,7 @@ def moment(
 def measured(report: PassReport, *, tally: Tally | None = None) -> dict[str, Values]:
     tally = tally or Tally()
     tally.passed(report, 0.02, 1_790_000_100.0)
-    return measure(moment(tally, report), METRICS)
+    return measure(moment(tally, report))
 
 
 def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() -> None:
@@ -57,14 +57,14 @@ def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() 
     report = replace(report, snapshot=replace(report.snapshot, ksm=merged))
     refused = SettingsRefused("no", parameter="pages_to_scan", cause=Cause.ADVISOR_ON)
     tally.passed(replace(report, refusals=(refused,)), 0.02, 1_790_000_100.0)
-    found = measure(moment(tally, report, savings=SAVINGS), METRICS)
+    found = measure(moment(tally, report, savings=SAVINGS))
     labels = {metric.name: len(metric.labels) for metric in METRICS}
     assert {name: {len(one) for one in values} for name, values in found.items()} == {
         name: {count} for name, count in labels.items()
     }
     assert found["virtksm_guests_other_saved_bytes"] == {(): 200}
     assert found["virtksm_places_per_page"] == {(): 2.5}
-    found = measure(moment(Tally(), report, savings=None), METRICS)
+    found = measure(moment(Tally(), report, savings=None))
     assert "virtksm_guest_saved_bytes" not in found
     assert found["virtksm_host_swap_free_bytes"] == {(): 512 * 1024}
     untold = replace(report.snapshot, ksm=replace(report.snapshot.ksm, ksm_zero_pages=None))
@@ -74,7 +74,7 @@ def test_everything_in_the_table_is_measured_with_its_labels_and_nothing_else() 
 
 
 def test_before_any_pass_nothing_is_told_that_is_not_known() -> None:
-    found = measure(moment(Tally(), None, lost_s=50.0), METRICS)
+    found = measure(moment(Tally(), None, lost_s=50.0))
     assert found["virtksm_libvirt_connected"] == {(): False}
     assert found["virtksm_libvirt_answers"] == {(): False}
     assert "virtksm_room_bytes" not in found, "guests may have come"
@@ -102,7 +102,7 @@ def test_a_pass_is_counted_once_by_result_and_once_for_each_trigger() -> None:
     tally.failed(["timer"])
     tally.connected()
     tally.connected()
-    found = measure(moment(tally, report), METRICS)
+    found = measure(moment(tally, report))
     assert found["virtksm_libvirt_reconnects_total"] == {(): 1}
     assert found["virtksm_refusals_total"] == {("pages_to_scan", "advisor_on"): 1}
     assert found["virtksm_conflicts_total"][("sleep_millisecs",)] == 1

@@ -70,8 +70,8 @@ def test_what_is_merged_is_told_and_what_unmerges_it_where_that_fits() -> None:
     assert "unknown" in shown(UNKNOWN, 0)[0], "not offered is not nothing"
 
 
-def doubts(ksm: KsmState, *, off: Pause | None = OFF, uncounted: bool = False) -> str:
-    return "\n".join(find_doubts(off, ksm, has_uncounted_zero_pages=uncounted))
+def doubts(ksm: KsmState, *, off: Pause | None = OFF, uncounted: bool = False, hidden: bool = False) -> str:
+    return "\n".join(find_doubts(off, ksm, has_uncounted_zero_pages=uncounted, numa_hides_pages=hidden))
 
 
 def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy() -> None:
@@ -88,6 +88,7 @@ def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy(
     assert "90 pages share 10, 5 zero pages" in doubts(merged)
     assert "1 zero pages" in doubts(replace(PARKED_KSM, ksm_zero_pages=1))
     assert "use_zero_pages" in doubts(PARKED_KSM, uncounted=True)
+    assert "sysctl kernel.numa_balancing=0" in doubts(PARKED_KSM, hidden=True)
     for unknown in (NOTHING, replace(PARKED_KSM, pages_shared=None)):
         assert doubts(unknown) != "", "what is not known is no proof"
 

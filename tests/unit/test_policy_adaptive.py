@@ -16,7 +16,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy, backlog_text
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import (
     BATCH_S,
@@ -28,9 +28,11 @@ from virtksm.policy.adaptive.full_scans import (
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.state import (
     AdaptiveState,
+    Appeared,
     Arrivals,
     Backlog,
     Learned,
+    Ratio,
     Scans,
     dump_state,
     load_state,
@@ -38,13 +40,12 @@ from virtksm.policy.adaptive.state import (
 from virtksm.policy.adaptive.worth import (
     FIRST_MERGE_RATIO,
     LATEST_S,
+    MAX_FALL,
     MAX_IMAGES,
     MIN_WAIT_S,
-    changed_ratio,
-    expected_kib,
     learn,
-    merge_ratio,
     seconds_to_wait,
+    shares_of,
 )
 from virtksm.policy.thresholds import find_thresholds, step_to
 from virtksm.values import replace
@@ -57,6 +58,7 @@ ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 AUTO = AdaptivePolicy(params=AdaptiveParams())
 OF_ANY_PAGE_SIZE = pytest.mark.parametrize("page_kib", [4, 64])
 ONE, BOTH = {"a": GIB}, {"a": GIB, "b": GIB}
+ONE_NEW = {"a/1": float(GIB)}
 
 
 def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | None) -> Snapshot:
@@ -106,13 +108,18 @@ def having_scanned(guests: Mapping[str, int] = ONE, *, once_kib: int = 0, **chan
     fields = {
         "guests_kib": {f"{name}/1": kib for name, kib in guests.items()},
         "scans": Scans(cursor_full_scans=5),
-        "backlog": Backlog(scanned_once_kib=once_kib),
+        "backlog": Backlog(scanned_once={"a/1": once_kib}),
     }
-    return AdaptiveState(taken_s=0, engaged=True, **{**fields, **changes})
+    return AdaptiveState(**{"taken_s": 0, "engaged": True, **fields, **changes})
 
 
 def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
     return Scans(cursor_full_scans=5, **changes)
+
+
+def share(learned: Learned, key: str = "a/1", image: str = "") -> float:
+    """What share is expected of a process's memory."""
+    return shares_of(learned, {key: image}).of(key)
 
 
 def in_full_scan() -> tuple[Decision, AdaptiveState]:
@@ -196,7 +203,7 @@ def test_without_ksm_switched_on_nothing_is_scanned_and_the_backlog_stays() -> N
 def test_3_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() -> None:
     def backlog(*seen: Snapshot) -> tuple[int, tuple[tuple[float, int], ...]]:
         _, state = decide_all(AUTO, *seen)
-        return state.backlog.new_kib, state.backlog.settling
+        return state.backlog.new_kib, tuple((at_s, kib) for at_s, _, kib in state.backlog.settling)
 
     grown = snap(0, ONE), snap(3, ONE), snap(6, {"a": 2 * GIB})
     assert backlog(*grown) == (GIB, ((6, GIB),))
@@ -225,7 +232,7 @@ def test_3_what_cannot_merge_is_no_backlog() -> None:
         decision, state = decide_all(ALWAYS, seen, state=state)
         assert (decision.reason.rule, state.backlog.due_kib, state.backlog.settling_kib) == ("idle", 0, 0)
         assert total_kib(seen, state) == 2 * GIB, "all that KSM knows"
-    assert merge_ratio(state.learned) == merge_ratio(having_scanned().learned)
+    assert share(state.learned) == FIRST_MERGE_RATIO
 
 
 def test_3_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_and_has_not_exited() -> None:
@@ -244,18 +251,19 @@ def test_3_a_guest_that_is_found_to_be_unable_to_merge_takes_its_backlog_away_an
         state = decide(10.5, settled, counted)
         assert (state.backlog.due_kib, state.backlog.settling, state.arrivals.recent) == (0, (), ())
         assert ("late/1" in state.guests_kib, state.learned.rewritten_kib) == (False, 0)
-    growing = replace(settled, backlog=Backlog(settling=((9.5, 1024),)))
-    assert decide(10.5, growing, {}).backlog.settling == ((9.5, 1024),), "others' settles on"
-    scanned = having_scanned({"a": GIB, "late": 3 * GIB}, backlog=Backlog(new_kib=GIB))
-    assert decide(10.0, replace(scanned, taken_s=9.5), {}).backlog.due_kib == GIB // 4, (
-        "later its share goes, as of one that stops"
-    )
+    growing = replace(settled, backlog=Backlog(settling=(Appeared(9.5, "a/1", 1024),)))
+    assert decide(10.5, growing, {}).backlog.settling == ((9.5, "a/1", 1024),), "others' settles on"
+    new = Backlog(new={"a/1": GIB // 4, "late/1": GIB})
+    scanned = having_scanned({"a": GIB, "late": 3 * GIB}, backlog=new, taken_s=9.5)
+    assert decide(10.0, scanned, {}).backlog.due_kib == GIB // 4
 
 
 def test_3_what_stops_during_its_full_scan_needs_no_second_one() -> None:
     guests = {"a": GIB, "b": 3 * GIB}
     known = {"pages_unshared": GIB, "full_scans": 5}
-    state = begin_full_scan(snap(1, guests, **known), having_scanned(guests, backlog=Backlog(new_kib=4 * GIB)))
+    state = begin_full_scan(
+        snap(1, guests, **known), having_scanned(guests, backlog=Backlog(new={"a/1": GIB, "b/1": 3 * GIB}))
+    )
     assert state.scans.current is not None
     assert state.scans.current.scanning_kib == 4 * GIB
     _, state = decide_all(ALWAYS, snap(2, ONE, **known), snap(3, ONE, **{**known, "full_scans": 6}), state=state)
@@ -308,10 +316,10 @@ def test_3_what_was_unmerged_is_new_again(
 @pytest.mark.parametrize(
     ("backlog", "text"),
     [
-        (Backlog(new_kib=GIB), "1.0 GiB not scanned yet"),
+        (Backlog(new={"a/1": GIB}), "1.0 GiB not scanned yet"),
         (Backlog(exited_kib=GIB), "1.0 GiB of stopped guests to forget"),
         (
-            Backlog(scanned_once_kib=GIB, exited_kib=2 * GIB),
+            Backlog(scanned_once={"a/1": GIB}, exited_kib=2 * GIB),
             "1.0 GiB not scanned yet and 2.0 GiB of stopped guests to forget",
         ),
     ],
@@ -378,11 +386,10 @@ def test_6_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_f
     assert decide_all(AUTO, snap(at_s, {"a": 2 * GIB}), state=state)[1].arrivals.burst_since_s == since_s
 
 
-def waits_s(merge_ratio: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0, started: tuple[str, ...] = ()) -> float:
-    """Tell how long half a GiB of a guest of 32 GiB waits."""
+def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float:
+    """Tell how long half a GiB of a guest of 32 GiB waits, of whose memory such a share has merged so far."""
     last, state = grown(appeared_kib)
-    arrivals = replace(state.arrivals, started=(*state.arrivals.started, *started))
-    state = replace(state, arrivals=arrivals, learned=replace(state.learned, merge_ratios={"": merge_ratio}))
+    state = replace(state, learned=replace(state.learned, ratios={"old/1": Ratio(share, GIB)}))
     wait_s = seconds_to_wait(last, state, judge_need(last, ALWAYS.params, was_engaged=True))
     assert wait_s is not None
     return wait_s
@@ -395,89 +402,82 @@ def test_6_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merg
     assert series[1] < series[2] < series[3] < 12 * series[1], "it comes back carefully, but it does"
 
 
-def test_6_guests_that_start_are_given_the_benefit_of_the_doubt() -> None:
-    assert waits_s(0.0, started=("old/1",)) == waits_s(0.5)
-
-
 def of_image(image: str | None, snapshot: Snapshot, *names: str) -> Snapshot:
     """The same host, with these guests of the image."""
     guests = (replace(one, image=image) if one.name in names else one for one in snapshot.guests)
     return replace(snapshot, guests=tuple(guests))
 
 
-def after_start(merged_kib: int, image: str | None = "image-1", *, names: str = "an", others_kib: int = 0) -> Learned:
+def after_start(merged_kib: int, image: str | None = "image-1", *, names: str = "an") -> Learned:
     """What is learned where n has started with a GiB beside a, both of an image, and a pair of full scans is over."""
-    held = {"a": GIB, "b": GIB + others_kib, "n": GIB}
-    before = having_scanned(held, once_kib=GIB + others_kib, scans=scans(pair_left=1, started=("n/1",)))
+    held = {"a": GIB, "b": GIB, "n": GIB}
+    before = having_scanned(held, backlog=Backlog(scanned_once={"n/1": GIB}), scans=scans(pair_left=1))
     began = begin_full_scan(snap(1, held, full_scans=5), before)
     ended = snap(2, held, full_scans=6, pages_sharing=merged_kib // 4)
     return decide_all(ALWAYS, of_image(image, ended, *names), state=began)[1].learned
 
 
 def test_6_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
-    much, little = after_start(GIB * 3 // 4), after_start(0, "image-2")
-    assert [merge_ratio(one, image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.625, 0.25]
-    assert merge_ratio(much, "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
-    assert merge_ratio(replace(much, rewritten_kib=GIB), "image-1") == 0.625, "somebody else may have rewritten it"
-    learned = replace(much, merge_ratios={"image-2": 0.125}, full_scan_cost_s_per_kib=1e-5)
-    held, ratios, reasons = {"old": 16 * GIB, "new": GIB}, [], []
+    much, little = after_start(GIB * 3 // 4), after_start(GIB // 8, "image-2")
+    assert [share(one, "new/1", image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.75, 0.125]
+    assert share(much, "new/1", "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
+    ratios = {**shares_of(much, {}).ratios, "image-2": Ratio(0.125, GIB)}
+    learned = replace(much, ratios=ratios, pair={}, of_images={}, full_scan_cost_s_per_kib=1e-5)
+    held, told, reasons = {"old": 16 * GIB, "new": GIB}, [], []
     for image in ("image-1", None, "image-3", "image-2"):
         state = having_scanned({"old": 16 * GIB}, learned=learned)
         for at_s in (1, 4):
             decision, state = decide_all(ALWAYS, of_image(image, snap(at_s, held, full_scans=5), "new"), state=state)
-        ratios.append(decision.reason.numbers["expected_ratio"])
+        told.append(decision.reason.numbers["expected_ratio"])
         reasons.append(decision.reason.text)
-    assert ratios == [0.625, 0.5, 0.5, 0.125]
-    assert reasons[0].endswith("s: 62 % should merge, as earlier guests of the image did")
+    assert told == [0.75, 0.5, 0.5, 0.125]
+    assert reasons[0].endswith("s: 75 % should merge, as earlier guests of the image did")
     assert reasons[1].endswith("s: 50 % should merge, as is assumed at first")
     waits_s = [float(text.partition("full scan in ")[2].partition(" ")[0]) for text in reasons]
     assert waits_s[0] < waits_s[1] == waits_s[2] < waits_s[3]
 
 
-def test_6_a_small_guest_that_starts_says_nothing_of_other_growth_and_what_stops_nothing_at_all() -> None:
-    learned = Learned(merge_ratios={"": 0.75, "image-1": 0.1})
-    backlog = Backlog(new_kib=4 * GIB)
-    state = having_scanned({"old": 16 * GIB}, learned=learned, backlog=backlog)
-    begun = of_image("image-1", snap(1, {"old": 16 * GIB, "new": GIB // 4}, full_scans=5), "new")
-    decision, state = decide_all(ALWAYS, begun, state=state)
-    assert (state.arrivals.started, decision.reason.numbers["expected_ratio"]) == (("new/1",), 0.709)
-    decision, state = decide_all(ALWAYS, snap(2, {"old": 16 * GIB}, full_scans=5), state=state)
-    assert (state.arrivals.started, decision.reason.numbers["expected_ratio"]) == ((), 0.75)
+def test_6_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_with_it() -> None:
+    learned = Learned(ratios={"old/1": Ratio(0.75, GIB), "image-1": Ratio(0.125, GIB)})
+    state = having_scanned({"old": 16 * GIB}, learned=learned, backlog=Backlog(new={"old/1": 4 * GIB}))
+    begun = of_image("image-1", snap(1, {"old": 16 * GIB, "new": GIB}, full_scans=5), "new")
+    decision, state = decide_all(ALWAYS, begun, replace(begun, taken_s=3), state=state)
+    assert decision.reason.numbers["expected_ratio"] == 0.625
+    assert decision.reason.text.endswith("should merge, as its last backlogs did")
+    decision, state = decide_all(ALWAYS, snap(4, {"old": 16 * GIB}, full_scans=5), state=state)
+    told = decision.reason.numbers
+    assert (told["new_kib"], told["exited_kib"], told["expected_ratio"]) == (4 * GIB, GIB, 0.7), "half of what exited"
 
 
-@pytest.mark.parametrize(
-    ("why", "setting"),
-    [
-        ("it is the first of its image, and has no twins", {"names": "n"}),
-        ("most of what was scanned is not its own", {"others_kib": 2 * GIB}),
-        ("it has none", {"image": None}),
-    ],
-)
-def test_6_a_pair_of_full_scans_tells_of_an_image_only_where(why: str, setting: dict[str, Any]) -> None:
-    assert after_start(GIB // 2, **setting).image == "", f"not where {why}"
+@pytest.mark.parametrize(("why", "image", "names"), [("it has no twins", "image-1", "n"), ("it has none", None, "an")])
+def test_6_the_first_guest_of_an_image_tells_of_itself_alone(why: str, image: str | None, names: str) -> None:
+    learned = after_start(0, image, names=names)
+    assert share(learned, "new/1", "image-1") == FIRST_MERGE_RATIO, why
+    assert share(learned, "n/1", "image-1") < FIRST_MERGE_RATIO
 
 
 def test_6_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
     learned = Learned()
     for number in range(3 * MAX_IMAGES):
-        state = having_scanned(learned=learned, scans=scans(started=("n/1",)))
-        learned = learn(snap(1), state, 1, 0, is_check=False)
-        learned = replace(learned, image=f"image-{number}")
-    assert len(learned.merge_ratios) == MAX_IMAGES + 1
-    assert {"", f"image-{3 * MAX_IMAGES - 2}"} < learned.merge_ratios.keys()
-    assert "image-0" not in learned.merge_ratios
+        learned = learn(
+            of_image(f"image-{number}", snap(1, BOTH), "a", "b"), having_scanned(learned=learned), ONE_NEW, 0
+        )
+    images = {key for key in learned.ratios if key.startswith("image")}
+    assert len(images) == MAX_IMAGES + 1
+    assert f"image-{3 * MAX_IMAGES - 2}" in images
+    assert "image-0" not in images
 
 
-@pytest.mark.parametrize(("merged_kib", "ratio"), [(0, 0.25), (GIB // 2, 0.5), (GIB, 0.75), (3 * GIB, 0.75)])
+@pytest.mark.parametrize(("merged_kib", "ratio"), [(0, 0.5 / MAX_FALL), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
 def test_6_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float) -> None:
-    assert merge_ratio(scanned_once(merged_kib, pair_left=1).learned) == ratio
+    assert share(scanned_once(merged_kib, pair_left=1).learned) == ratio
 
 
 @OF_ANY_PAGE_SIZE
 def test_7_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
     """Most of what that merges is of what it scans for the first time."""
     assert scanned_once(GIB, pair_left=1, page_kib=page_kib).learned.merged_kib == GIB
-    assert merge_ratio(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == FIRST_MERGE_RATIO
+    assert share(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == FIRST_MERGE_RATIO
 
 
 def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> AdaptiveState:
@@ -498,7 +498,7 @@ def test_7_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and
     began = begin_full_scan(snap(1, ONE, full_scans=5, **counters), before)
     ended = snap(2, {"a": GIB // 2}, full_scans=6, **{**counters, **freed_by})
     learned = decide_all(ALWAYS, ended, state=began)[1].learned
-    assert (learned.scanned_kib, learned.merged_kib) == (GIB, GIB // 2)
+    assert (learned.pair, learned.merged_kib) == (ONE_NEW, GIB // 2)
 
 
 @pytest.mark.parametrize(("cpu_s", "estimate_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
@@ -759,7 +759,7 @@ def test_9_a_full_scan_within_a_small_budget_takes_its_time() -> None:
 def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
     freed_kib: int, new_kib: int
 ) -> None:
-    learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
+    learned = Learned(pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
     state = having_scanned(ONE, learned=learned)
     fallen = snap(1, {"a": GIB // 2}, full_scans=5, freed_kib=freed_kib)
     refilled = snap(2, ONE, full_scans=5, freed_kib=freed_kib)
@@ -805,7 +805,7 @@ def test_10_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_t
 ) -> None:
     """Half of what is new merges, by what was learned; a ninth of the old pages are visited in one more."""
     state = second_ended(merged_kib, skipped_kib=skipped_kib, in_no_tree_kib=skipped_kib, page_kib=page_kib)
-    assert (state.scans.more, state.backlog.scanned_once_kib) == ((1, GIB - merged_kib) if goes_on else (0, 0))
+    assert (state.scans.more, state.backlog.scanned_once_kib) == ((1, GIB) if goes_on else (0, 0))
 
 
 def test_10_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
@@ -850,13 +850,15 @@ def test_6_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(pa
 
 def test_10_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
     learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, unmet_kib=GIB, ratio=0.0).learned
-    assert (learned.scanned_kib, learned.merged_kib) == (GIB * 3 // 2, GIB * 3 // 4)
+    assert (learned.pair, learned.merged_kib) == (ONE_NEW, GIB * 3 // 4)
 
 
-def test_10_pages_that_zero_pages_freed_are_still_counted_as_volatile_and_not_scanned_again() -> None:
-    """Until ksmd comes by again, its bookkeeping has them."""
-    for freed_kib, more in ((0, 1), (GIB // 4, 0)):
-        assert second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=freed_kib).scans.more == more
+def test_10_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
+    """Seen in one of eight starts of two guests of 64 MiB, which lacked a twentieth of their common pages for good."""
+    left = second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=GIB // 4)
+    assert (left.scans.more, left.scans.unmet_kib) == (1, GIB // 4)
+    once_more = second_ended(0, in_no_tree_kib=0, more=1, unmet_kib=GIB // 4, ratio=left.scans.ratio)
+    assert once_more.scans.more == 0, "ksmd has forgotten what was freed: all has met"
 
 
 # Rule 11
@@ -921,45 +923,45 @@ def test_11_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one
 
 def test_11_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts_is() -> None:
     """A host whose guests rewrite what merges is left alone; one whose merged pages live for hours is not."""
-    merged = changed_ratio(after_check_scan(GIB // 2).learned)
+    key = CHANGED + "a/1"
+    first, merged = share(Learned(), key), share(after_check_scan(GIB // 2).learned, key)
     soon = after_check_scan(GIB // 2, written_kib=GIB // 2)
     late = after_check_scan(GIB // 2, written_kib=GIB // 2, written_s=4000.0)
-    assert changed_ratio(soon.learned) < Learned().changed_ratio < merged == changed_ratio(late.learned)
+    assert share(soon.learned, key) < first < merged == share(late.learned, key)
     assert soon.backlog.changed_kib == GIB // 2, "it may merge again"
     _, later = decide_all(ALWAYS, dirtied(8, 0.0, cow_ksm=GIB // 8, pages_unshared=GIB // 8), state=soon)
     assert later.backlog.changed_kib == GIB // 2, "it has not been forgotten"
-    learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
+    ratios = {"a/1": Ratio(0.5, 0)}
+    learned = Learned(ratios=ratios, pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
     started = having_scanned(learned=learned, cow_ksm=0)
     decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
     assert decision.reason.text.endswith("rewritten soon, so less is expected of the next full scan")
-    assert merge_ratio(state.learned) < merge_ratio(started.learned), "new memory that merges in vain teaches the same"
-    more, all_of_it = (changed_ratio(replace(state.learned, held_kib=kib)) for kib in (16 * GIB, GIB))
-    assert all_of_it < more < Learned().changed_ratio, "and of what changes, by its part of all that is merged"
+    assert share(state.learned) < share(started.learned), "new memory that merges in vain teaches the same"
+    more, all_of_it = (share(replace(state.learned, saved_kib=kib), key) for kib in (16 * GIB, GIB))
+    assert all_of_it < more < first, "and of what changes, by its part of all that is saved"
 
 
 def taught(*pairs: tuple[Mapping[str, float], int], state: AdaptiveState | None = None) -> AdaptiveState:
     """The state after check scans for so much changed memory by guest, of which so much has merged."""
     state = state or having_scanned(BOTH)
     for changed, merged_kib in pairs:
-        state = replace(state, scans=scans(is_check=True, changed=changed))
-        learned = learn(snap(1, BOTH), state, int(sum(changed.values())), merged_kib, is_check=True)
-        state = replace(state, learned=learned)
+        pair = {CHANGED + key: kib for key, kib in changed.items()}
+        state = replace(state, learned=learn(snap(1, BOTH), state, pair, merged_kib))
     return state
 
 
 def test_11_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
     state = taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3)
-    one, other, stranger = (expected_kib(state.learned, {key: GIB}) for key in ("a/1", "b/1", "c/1"))
-    assert one < stranger < other == GIB
-    assert expected_kib(state.learned, {"a/1": GIB, "b/1": GIB}) == one + other
+    one, other, stranger = (share(state.learned, CHANGED + key) for key in ("a/1", "b/1", "c/1"))
+    assert one < stranger < other == 1
     in_vain = taught(({"b/1": GIB}, 0), state=state)
-    assert expected_kib(in_vain.learned, {"b/1": GIB}) < other, "now it is charged"
+    assert share(in_vain.learned, CHANGED + "b/1") < other, "now it is charged"
     together = taught(({"a/1": GIB, "b/1": GIB}, GIB), state=state)
-    assert expected_kib(together.learned, {"a/1": GIB}) < GIB / 4, "what merged was expected of the other"
+    assert share(together.learned, CHANGED + "a/1") < 1 / 4, "what merged was expected of the other"
     again = taught(*[({"a/1": GIB}, GIB)] * 3, state=state)
-    assert expected_kib(again.learned, {"a/1": GIB}) > GIB / 2, "it rewrites no more"
+    assert share(again.learned, CHANGED + "a/1") > 1 / 2, "it rewrites no more"
     gone = taught(({"b/1": GIB}, GIB), state=replace(state, guests_kib={"b/1": GIB}))
-    assert gone.learned.changed_ratios.keys() == gone.learned.changed_kibs.keys() == {"b/1"}
+    assert gone.learned.ratios.keys() == {CHANGED + "b/1"}
 
 
 def test_11_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
@@ -982,7 +984,7 @@ def test_11_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_s
     """Passes may see its COW breaks before they know that it was unmerged; there are no more than it has memory."""
 
     def unmerge(*cow_kib: int) -> tuple[int, float]:
-        learned = Learned(scanned_kib=GIB, merged_kib=GIB, full_scan_cost_s_per_kib=1e-3)
+        learned = Learned(pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-3)
         state = having_scanned({"a": GIB, "b": 3 * GIB}, cow_ksm=0, learned=learned)
         for at_s, kib in enumerate(cow_kib, 1):
             seen = snap(at_s, {"a": GIB, "b": 3 * GIB}, full_scans=5, cow_ksm=kib // 4)
@@ -1176,7 +1178,7 @@ SAID = {
     ],
     "stalled": ["begins a full scan in 4 s, if nothing else changes"],
     "empty": [
-        "begins a check scan in 3902 s, if nothing else changes",
+        "begins a check scan in 11035 s, if nothing else changes",
         "plans a full scan after 8.0 MiB of new guest memory",
     ],
 }

@@ -56,15 +56,15 @@ def header(policy: str = "target") -> Header:
     return replace(HEADER, law=Law(policy=policy, config={}))
 
 
-def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> list[Step]:
-    return list(replay(lines, lambda _law: policy or TargetPolicy(target=IDLE)))
+def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None, sums: Sums | None = None) -> list[Step]:
+    return list(replay(lines, lambda _law: policy or TargetPolicy(target=IDLE), sums or Sums()))
 
 
 # The real trace
 
 
 def test_the_recorded_policy_decides_the_same_again() -> None:
-    steps = list(replay(twins(), own))
+    steps = list(replay(twins(), own, Sums()))
     assert {step.line.decision.reason.rule for step in steps} >= {"full_scan", "wait", "idle", "boost", "paused"}
     for step in steps:
         assert step.replayed == step.line.decision
@@ -120,7 +120,7 @@ def test_a_law_that_changes_in_between_is_followed_and_another_policy_begins_ane
         return policies[law.policy]
 
     other = Law(policy="other", config={})
-    list(replay([header(), traced(1), traced(2), traced(3, law=other), traced(4)], choose))
+    list(replay([header(), traced(1), traced(2), traced(3, law=other), traced(4)], choose, Sums()))
     assert chosen == ["target", "other"]
     assert (policies["target"].states, policies["other"].states) == ([0, 1], [0, 1])
 
@@ -144,8 +144,7 @@ def test_time_between_passes_that_do_not_follow_each_other_is_not_counted() -> N
 
 def sums_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> dict[str, Any]:
     sums = Sums()
-    for step in steps_of(lines, policy):
-        sums.take(step)
+    steps_of(lines, policy, sums)
     return sums.as_dict()
 
 

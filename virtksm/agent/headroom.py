@@ -85,4 +85,4 @@ def find_room_kib(done: DonePass, known: Mapping[str, GuestXml]) -> Mapping[str,
         if xml is None or max_kib is None:
             return None
         needs.append(need_of(guest, xml, max_kib))
-    return find_headroom(needs, host_of(snapshot.host, snapshot.ksm, done.config)).room_kib
+    return find_headroom(needs, host_of(snapshot.host, snapshot.ksm, done.config)).room_kib._asdict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,9 @@ def serve(
 
 def _with_group(config: Config) -> FreshConfig:
     """Complete a configuration with what only blocking calls can find out."""
+    if config.metrics.is_wanted:
+        with suppress(ImportError):  # Metrics reports it
+            import virtksm.agent.metrics.exposition  # noqa: F401  # here, as it reads many files
     return FreshConfig(config=config, status_gid=group_id(config.status_group) if config.status_group else None)
 
 

@@ -28,7 +28,7 @@ from virtksm.agent.status import AgentFacts, read_facts
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode, LibvirtUnreachable, VirtksmError
 from virtksm.history.curves import Point, as_curves
-from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, SAMPLE_S, GuestEvent, as_table, event_row, thin
+from virtksm.history.samples import KEEP_S, MAX_POINTS, MAX_REAL, SAMPLE_S, GuestEvent, as_table, thin
 from virtksm.model.current import CurrentKsm
 from virtksm.model.decision import Trigger
 from virtksm.tuning.ports import LocalFacts, Switch
@@ -144,12 +144,12 @@ async def answer_history(
     events: Sequence[GuestEvent] = await history_writer.events(since_s, MAX_ANSWERED_EVENTS)
     now_s = history_writer.now_s()  # not before: the disk may take seconds, and passes and events go on meanwhile
     samples = thin(found, points, until_s=now_s)
-    events = _last_that_fit(events, EVENTS_BYTES, event_row)
+    events = _last_that_fit(events, EVENTS_BYTES)
     history: dict[str, object] = {"now_s": now_s, **as_table(samples, events)}
     if "width_s" in request:
         current = read_current()
         saved_kib, cpu_s = (None, None) if current is None else (current.saved_kib, current.ksm.ksmd_cpu_seconds)
-        now = Point(at_s=now_s, saved_kib=saved_kib, cpu_seconds=cpu_s)
+        now = Point(at_s=now_s, saved_kib=saved_kib, ksmd_cpu_seconds=cpu_s)
         history["curves"] = as_curves(samples, now, _number(request, "width_s", SAMPLE_S, KEEP_S))
     return {"ok": True, "history": history}
 
@@ -157,7 +157,7 @@ async def answer_history(
 async def answer_decisions(history_writer: HistoryWriter, request: Mapping[str, object]) -> dict[str, object]:
     """Answer with the lines of the `last` decisions, ten by default; raises BadRequest, StateUnusable."""
     last = int(_number(request, "last", LAST_DECISIONS, MAX_ANSWERED_DECISIONS))
-    lines = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES, str)
+    lines = _last_that_fit(await history_writer.decisions(last), DECISIONS_BYTES)
     return {"ok": True, "decisions": list(lines)}
 
 
@@ -168,10 +168,10 @@ def _number(request: Mapping[str, object], name: str, default: float, maximum: f
     return value
 
 
-def _last_that_fit(values: Sequence[Value], max_bytes: int, as_json: Callable[[Value], object]) -> Sequence[Value]:
+def _last_that_fit(values: Sequence[Value], max_bytes: int) -> Sequence[Value]:
     """Return as many of the last values as fit into `max_bytes`."""
     for number, value in enumerate(reversed(values)):
-        max_bytes -= len(json.dumps(as_json(value)))
+        max_bytes -= len(json.dumps(value))
         if max_bytes < 0:
             return values[len(values) - number :]
     return values

@@ -7,7 +7,6 @@ import sys
 
 from virtksm.cli.connection import requested_uri
 from virtksm.config.schema import Config, all_keys
-from virtksm.paths import RuntimePaths
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +18,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the agent until SIGTERM or SIGINT; returns the exit code."""
     from virtksm.config.load import load
     from virtksm.log_setup import LineQueue, configure
 
@@ -35,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         return serve(
             requested_uri(options.connect),
             config,
-            RuntimePaths(options.runtime_dir, options.state_dir),
+            options.paths,
             lambda: load(options.config).config,
             configure_log=configure_log,
         )

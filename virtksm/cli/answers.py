@@ -41,7 +41,7 @@ PASS = {
     "outcome": str,
     "before": SETTINGS,
     "after": SETTINGS,
-    "refused": [{"message": str}],
+    "refused": [{"parameter": str, "cause": str, "message": str}],
     "warnings": [str],
     "duration_ms": int | float,
 }
@@ -81,7 +81,12 @@ STATUS = {
     "stranded": {"possible": bool | None, "settings": (SETTINGS, None), "worst_core_percent": int | float | None},
     "paused": bool | None,
     "switched": (
-        {"unmerged": [{"name": str, "why": str}], "failed": [{"message": str}], "rewriters_unknown": str | None},
+        {
+            "unmerged": [{"name": str, "uuid": str, "why": str}],
+            "merging": [{"uuid": str}],
+            "failed": [{"message": str}],
+            "rewriters_unknown": str | None,
+        },
         None,
     ),
     "now": (NOW, None),

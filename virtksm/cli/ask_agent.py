@@ -8,9 +8,12 @@ from virtksm.uri import named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypeVar
 
     from virtksm.cli.answers import Shape
+
+    Taken = TypeVar("Taken")
 
 ANSWER_WITHIN_S = 10.0
 OF_ONE_VERSION = "the agent may be of another version: systemctl restart virtksm"
@@ -59,19 +62,19 @@ def ask_serving(paths: RuntimePaths, uri: str | None, request: dict[str, object]
     return None if answer is None or "other_uri" in answer else answer
 
 
-def find_answer(answer: dict[str, object], name: str) -> object:
-    """Return the agent's answer under `name`; raises VirtksmError, with the agent's error, if there is none."""
-    if name not in answer:
-        raise VirtksmError(f"the agent answers: {answer.get('error', 'nothing')}", remedy=OF_ONE_VERSION)
-    return answer[name]
-
-
 def take_answer(answer: dict[str, object], name: str, shape: Shape) -> dict[str, Any]:
-    """Return the answer as an object of that shape (cli/answers.py); raises VirtksmError."""
+    """Return the answer under `name` as an object of that shape (cli/answers.py); raises VirtksmError."""
     from virtksm.cli.answers import take
 
+    taken: dict[str, Any] = understand(answer, name, lambda value: take(value, shape, name))
+    return taken
+
+
+def understand(answer: Mapping[str, object], name: str, parse: Callable[[object], Taken]) -> Taken:
+    """Return the answer under `name` as `parse` takes it; raises VirtksmError for a ValueError, or if there is none."""
+    if name not in answer:
+        raise VirtksmError(f"the agent answers: {answer.get('error', 'nothing')}", remedy=OF_ONE_VERSION)
     try:
-        taken: dict[str, Any] = take(find_answer(answer, name), shape, name)
+        return parse(answer[name])
     except ValueError as error:
         raise VirtksmError(f"the agent's {name} cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
-    return taken

@@ -14,15 +14,9 @@ from virtksm.text import printable
 
 
 def add_options(parser: Parser) -> None:
-    """Add the action's options."""
     match parser.words[1]:
         case "check":
             parser.add_argument("file", nargs="?", metavar="FILE")
-            parser.set_defaults(run=run_check)
-        case "show":
-            parser.set_defaults(run=run_show)
-        case "path":
-            parser.set_defaults(run=run_path)
         case "import":
             parser.add_argument("file", metavar="FILE", help="usually /etc/ksmtuned.conf")
             parser.add_argument(
@@ -31,21 +25,17 @@ def add_options(parser: Parser) -> None:
                 help="adaptive (the default, recommended) takes the threshold, ksmtuned all values",
             )
             parser.add_argument("-o", "--output", metavar="FILE", help="write this new file instead of standard output")
-            parser.set_defaults(run=run_import)
 
 
-def run_check(options: argparse.Namespace) -> int:
-    """Check the configuration; faults are raised as ConfigError."""
+def run_check(options: argparse.Namespace) -> None:
     loaded = load(options.config if options.file is None else options.file)
     for file in loaded.files:
         print(f"{printable(file)}: ok")
     if not loaded.files:
         print("no configuration file: the defaults are in force")
-    return ExitCode.DONE
 
 
-def run_show(options: argparse.Namespace) -> int:
-    """Print the effective configuration."""
+def run_show(options: argparse.Namespace) -> None:
     from virtksm.config.schema import all_keys, value_of
     from virtksm.config.toml_text import effective
 
@@ -63,10 +53,9 @@ def run_show(options: argparse.Namespace) -> int:
         print(json.dumps(shown))
     else:
         print(effective(loaded), end="")
-    return ExitCode.DONE
 
 
-def run_path(options: argparse.Namespace) -> int:
+def run_path(options: argparse.Namespace) -> None:
     """Print the files of the configuration in the order in which they are read: a later one wins, key by key."""
     found, faults = find_files(options.config)
     states = {file: state if state in {READ, MISSING} else f"replaced by {state}" for file, state in found.items()}
@@ -77,7 +66,6 @@ def run_path(options: argparse.Namespace) -> int:
         print("\n".join(f"{printable(file):<{width}}  {printable(state)}" for file, state in states.items()))
     if faults:
         raise ConfigError(faults)
-    return ExitCode.DONE
 
 
 def run_import(options: argparse.Namespace) -> int:

@@ -76,7 +76,6 @@ def config_or_defaults(path: str | None) -> tuple[Config, bool]:
 
 
 def warn(text: str) -> None:
-    """Print a warning at once, as one line on standard error."""
     print(printable(f"virtksm: warning: {text}"), file=sys.stderr, flush=True)
 
 

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from virtksm.cli.ask_agent import ask_agent, find_answer
+from virtksm.cli.answers import DECISION, PASS, STATUS
+from virtksm.cli.ask_agent import ask_agent, take_answer
 from virtksm.cli.connection import requested_uri
 from virtksm.cli.layout import Row, print_result
 from virtksm.doctor.finding import CannotTell, Finding, Verdict, worst
-from virtksm.doctor.reading.own import AgentSeen, parse_agent
+from virtksm.doctor.reading.own import AgentSeen, see_agent
 from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
+from virtksm.values import dump
 
-SCHEMA = 1
 MANY = 5
 """So many checks that could not be judged for the same reason are one line."""
 TONES = {"PASS": "good", "WARN": "warn", "FAIL": "bad"}
+ASKED_FOR = {
+    **STATUS,
+    "last_pass": (
+        {**PASS, "decision": {**DECISION, "numbers": {"other_processes_kib": int | None}, "rewriters": [str]}},
+        None,
+    ),
+}
+BAD = ("WARN", "FAIL")
+COUNTED: Mapping[Verdict, tuple[str, str]] = {
+    "PASS": ("check passed", "checks passed"),
+    "WARN": ("warning", "warnings"),
+    "FAIL": ("failure", "failures"),
+    "INFO": ("not judged", "not judged"),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +58,14 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.doctor.facts import read_facts  # psutil, which is not there where man pages are made
 
     chosen = choose(options.only)
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
-    uri = requested_uri(options.connect, paths)
-    found = examine(read_facts(uri, options.config, paths, ask_about(paths)))
+    uri = requested_uri(options.connect, options.paths)
+    found = examine(read_facts(uri, options.config, options.paths, ask_about(options.paths)))
     findings = [one for one in found if one.check in chosen]
     verdict = worst(findings)
-    values = {"schema": SCHEMA, "uri": uri, "worst": verdict.value, "findings": [one.as_dict() for one in findings]}
+    values = {"uri": uri, "worst": verdict, "findings": dump(findings)}
     print_result(options, values, finding_rows(findings, shows_all=options.all))
-    return exit_code(verdict, strict=options.strict)
+    # As with virt-host-validate, a WARN alone is none.
+    return ExitCode.FAILED if verdict == "FAIL" or (options.strict and verdict == "WARN") else ExitCode.DONE
 
 
 def choose(only: Sequence[str] | None) -> set[str]:
@@ -79,41 +94,28 @@ def _kept_off() -> ExitCode:
 
 
 def ask_about(paths: RuntimePaths) -> AgentSeen | CannotTell | None:
-    """Return the agent's own status; None where none runs."""
     try:
         answer = ask_agent(paths, {"op": "status"})
-        return None if answer is None else parse_agent(find_answer(answer, "status"))
+        return None if answer is None else see_agent(take_answer(answer, "status", ASKED_FOR))
     except VirtksmError as error:
         return CannotTell(error.message, error.remedy or "systemctl status virtksm.service")
 
 
-def exit_code(verdict: Verdict, *, strict: bool) -> ExitCode:
-    """Return the exit code for the worst verdict: as virt-host-validate, a WARN alone is none, unless `strict`."""
-    bad = ("WARN", "FAIL") if strict else ("FAIL",)
-    return ExitCode.FAILED if verdict.value in bad else ExitCode.DONE
-
-
 def finding_rows(findings: Sequence[Finding], *, shows_all: bool) -> Iterator[Row]:
     """Yield the problems, each remedy in a row of its own, what could not be judged, and a summary."""
-    skipped = Counter(one.outcome.detail for one in findings if one.outcome.verdict.value == "INFO")
+    skipped = Counter(one.detail for one in findings if one.verdict == "INFO")
     for one in findings:
-        verdict, detail = one.outcome.verdict.value, one.outcome.detail
-        if (shows_all and skipped[detail] < MANY) or verdict in ("WARN", "FAIL"):
-            yield TONES.get(verdict, ""), verdict, f"{one.group}: {one.what}: {detail}"
-        if one.outcome.remedy:
-            yield "", "", f"-> {one.outcome.remedy}"
+        if (shows_all and skipped[one.detail] < MANY) or one.verdict in BAD:
+            yield TONES.get(one.verdict, ""), one.verdict, f"{one.group}: {one.what}: {one.detail}"
+        if one.remedy:
+            yield "", "", f"-> {one.remedy}"
     yield from (("", "INFO", f"{count} checks: {detail}") for detail, count in skipped.items() if count >= MANY)
     yield "", counted(findings), ""
 
 
 def counted(findings: Sequence[Finding]) -> str:
     """Return the summary: how many checks there were of each verdict, those without any left out."""
-    verdicts = [one.outcome.verdict.value for one in findings]
-    words = {
-        "PASS": ("check passed", "checks passed"),
-        "WARN": ("warning", "warnings"),
-        "FAIL": ("failure", "failures"),
-    }
-    words["INFO"] = ("not judged", "not judged")
-    counts = {verdict: verdicts.count(verdict) for verdict in words}
-    return ", ".join(f"{count} {words[verdict][count != 1]}" for verdict, count in counts.items() if count)
+    counts = Counter(one.verdict for one in findings)
+    return ", ".join(
+        f"{counts[verdict]} {words[counts[verdict] != 1]}" for verdict, words in COUNTED.items() if counts[verdict]
+    )

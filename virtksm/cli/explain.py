@@ -12,13 +12,12 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
 from virtksm.cli.layout import Row, print_result
-from virtksm.errors import ExitCode
+from virtksm.cli.timespan import whole
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
 from virtksm.trace import Pass
 from virtksm.trace.text import pass_values
 
-SCHEMA = 1
 FOLLOWS_S = 1.0
 LAST = 5
 MAX = 100
@@ -26,20 +25,18 @@ MAX = 100
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--last", metavar="N", type=_count, default=LAST, help=f"how many decisions, 1 to {MAX} (default: %(default)s)"
+        "--last",
+        metavar="N",
+        type=whole(1, MAX),
+        default=LAST,
+        help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="show each decision to come, too, until Ctrl-C")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the numbers that led to each decision, too")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX:
-        raise argparse.ArgumentTypeError(f"is {text!r:.40}, not a number from 1 to {MAX}")
-    return int(text)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print the last decisions, the oldest first; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Print the last decisions, the oldest first.
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
@@ -58,11 +55,10 @@ def run(options: argparse.Namespace) -> int:
                 lines = tuple(new)
     except KeyboardInterrupt:
         pass
-    return ExitCode.DONE
 
 
 def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:
-    values = {"schema": SCHEMA, "decisions": [decision_values(line) for line in lines]}
+    values = {"decisions": [decision_values(line) for line in lines]}
     blank = ("", "", "")
     rows = [row for line in lines for row in (*decision_rows(line, verbose=options.verbose), blank)]
     print_result(options, values, rows[:-1])

@@ -12,29 +12,24 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from virtksm.cli.ask_agent import ask_agent
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.layout import Row, print_result, show
 from virtksm.cli.main import Parser
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
-from virtksm.errors import ExitCode, LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
+from virtksm.errors import LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
 from virtksm.guests.merging import GuestMerging, find_held_s, find_needed_kib, still_mergeable
-from virtksm.guests.obstacles import Obstacle, find_obstacles
+from virtksm.guests.obstacles import find_obstacles
 from virtksm.guests.ports import Connection, GuestFacts, Monitor
-from virtksm.guests.process import GuestProcess, MergeableMemory
 from virtksm.guests.xml import parse_guest_xml
-from virtksm.model.snapshot import Guest, KsmState
-from virtksm.paths import RuntimePaths
+from virtksm.model.snapshot import Guest
 from virtksm.store.choices import ChoiceFile
 from virtksm.text import format_kib, printable
 from virtksm.tuning.sense import sense_ksm
-from virtksm.values import replace
 from virtksm.wiring import is_this_machine
 
-SCHEMA = 1
 READ_WITHIN_S = 10.0
 """For smaps the kernel walks all of a guest's pages: some milliseconds a GiB."""
 SLOWER = 10
@@ -46,51 +41,42 @@ ELSEWHERE = "unknown: of another machine libvirt does not tell it; run `virtksm 
 
 
 def add_options(parser: Parser) -> None:
-    """Add the action's options."""
     parser.add_argument("guest", metavar="GUEST", help="a running guest, by its name or UUID")
     match parser.words[1]:
         case "show":
             parser.add_argument("--backends", action="store_true", help=f"ask its QEMU, too: {TAINTS}")
-            parser.set_defaults(run=run_show)
         case "unmerge":
             forced = "also where memory may not suffice, and where this QEMU is known to ignore it"
             parser.add_argument("--force", action="store_true", help=forced)
-            parser.set_defaults(run=run_unmerge)
         case "merge":
             parser.add_argument("--force", action="store_true", help="also where this QEMU is known to ignore it")
-            parser.set_defaults(run=run_merge)
 
 
-def run_show(options: argparse.Namespace) -> int:
-    """Print what is known of the guest; returns the exit code. Raises VirtksmError."""
+def run_show(options: argparse.Namespace) -> None:
     switch = _open(options, read_only=not options.backends)
     if options.backends:
         switch.ask()
     print_result(options, switch.as_dict(), switch.rows() + switch.cost_rows())
-    return ExitCode.DONE
 
 
-def run_unmerge(options: argparse.Namespace) -> int:
-    """Take the guest out of KSM, and print what is left merged; returns the exit code. Raises VirtksmError."""
+def run_unmerge(options: argparse.Namespace) -> None:
+    """Take the guest out of KSM, and print what is left merged. Raises VirtksmError."""
     switch = _open(options, read_only=False)
     nothing = switch.why_nothing_merges()
     if nothing is not None:
         switch.keep_out()
         print_result(options, switch.as_dict(), [("", "Nothing", f"to unmerge: {nothing}")])
-        return ExitCode.DONE
+        return
     if not options.json:
         show(switch.cost_rows())
     switch.unmerge(force=options.force)
     print_result(options, switch.as_dict(), [*switch.rows(), ("", "Lasts", LASTS)])
-    return ExitCode.DONE
 
 
-def run_merge(options: argparse.Namespace) -> int:
-    """Let the guest's memory merge again; returns the exit code. Raises VirtksmError."""
+def run_merge(options: argparse.Namespace) -> None:
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
     print_result(options, switch.as_dict(), switch.rows())
-    return ExitCode.DONE
 
 
 def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
@@ -99,7 +85,7 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
 
     config, _ = config_or_defaults(options.config)
     libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir)), read_only=read_only)
+    host = libvirt.open(requested_uri(options.connect, options.paths), read_only=read_only)
     facts = ProcFacts(limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
 
     def run(what: str, call: Callable[[], None], more_s: float) -> None:
@@ -114,45 +100,14 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
 
 def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
-    paths = RuntimePaths(options.runtime_dir)
     try:
-        ChoiceFile(paths).note(uuid, choice)
-        answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
+        ChoiceFile(options.paths).note(uuid, choice)
+        answer = ask_agent(options.paths, {"op": "retune"}) if choice.is_done else None
         why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:
         why = str(error) if choice.is_done else None
     if why is not None:
         warn(f"the agent may not know of this, and may switch it again: {why}")
-
-
-class Reading(NamedTuple):
-    """A running guest as libvirt and the kernel describe it; `memory_kib` is its maximum by its XML."""
-
-    guest: Guest
-    memory_kib: int | None
-    ksm: KsmState
-    process: GuestProcess | None
-    memory: MergeableMemory | None
-    obstacles: tuple[Obstacle, ...]
-    taints: tuple[str, ...] | None
-    available_kib: int
-
-    @property
-    def kept_out(self) -> Obstacle | None:
-        return next((one for one in self.obstacles if one.is_lasting), None)
-
-    @property
-    def zero_kib(self) -> int | None:
-        counted = None if self.process is None else self.process.ksm
-        return None if counted is None or counted.zero_pages is None else self.ksm.kib(counted.zero_pages)
-
-    @property
-    def needed_kib(self) -> int:
-        return find_needed_kib(self.ksm, self.memory_kib, self.process, self.memory)
-
-    @property
-    def fit_text(self) -> str:
-        return fit_text(self.needed_kib, self.available_kib)
 
 
 class GuestSwitch:
@@ -176,8 +131,8 @@ class GuestSwitch:
         self._name = self._uuid = name
         self.qemu: GuestMerging | None = None
         run("guest", self._read, READ_WITHIN_S)
-        self._uuid = self.seen.guest.uuid  # from now on: another guest may take over the name
-        self._process = None if facts is None else facts.identities((self.seen.guest,))[0]
+        self._uuid = self.guest.uuid  # from now on: another guest may take over the name
+        self._process = None if facts is None else facts.identities((self.guest,))[0]
 
     def _read(self) -> None:
         facts = self._facts
@@ -188,23 +143,23 @@ class GuestSwitch:
             raise VirtksmError(f"the XML of {guest.name!r} {error}") from error
         process = None if facts is None else facts.processes((guest,))[0]
         ksm = self._host.ksm_state() if facts is None else sense_ksm(facts)
-        self.seen = Reading(
-            guest=guest,
-            memory_kib=xml.memory_kib,
-            ksm=ksm,
-            process=process,
-            memory=None if facts is None else facts.mergeable_memory(guest),
-            obstacles=find_obstacles(xml, process, ksm_run=ksm.run),
-            taints=self._host.taints(guest.uuid),
-            available_kib=(facts or self._host).host_memory().copies_kib,
-        )
+        zero_pages = None if process is None or process.ksm is None else process.ksm.zero_pages
+        self.guest = guest
+        self._memory_kib = xml.memory_kib
+        self._memory = None if facts is None else facts.mergeable_memory(guest)
+        self._zero_kib = None if zero_pages is None else ksm.kib(zero_pages)
+        self._needed_kib = find_needed_kib(ksm, xml.memory_kib, process, self._memory)
+        self._available_kib = (facts or self._host).host_memory().copies_kib
+        self._obstacles = find_obstacles(xml, process, ksm_run=ksm.run)
+        self._kept_out = next((one for one in self._obstacles if one.is_lasting), None)
+        self._taints = self._host.taints(guest.uuid)
 
     def ask(self) -> GuestMerging:
         """Ask the guest's QEMU, which marks it as tainted; raises VirtksmError."""
 
         def ask() -> None:
             self.qemu = self._monitor.merging(self._uuid)
-            self.seen = replace(self.seen, taints=self._host.taints(self._uuid))
+            self._taints = self._host.taints(self._uuid)
 
         self._run("QEMU", ask, 0.0)
         assert self.qemu is not None
@@ -212,7 +167,7 @@ class GuestSwitch:
 
     def why_nothing_merges(self) -> str | None:
         """Return why there is nothing to unmerge; None if there may be."""
-        memory, kept_out = self.seen.memory, self.seen.kept_out
+        memory, kept_out = self._memory, self._kept_out
         if memory is not None and not memory.mappings_kib:
             return "the kernel may merge none of its memory"
         is_overruled = kept_out is not None and kept_out.is_whole and memory is not None
@@ -220,15 +175,15 @@ class GuestSwitch:
 
     def keep_out(self) -> None:
         """Have a guest stay out of which nothing merges, though its XML lets it: the agent may have unmerged it."""
-        if self.seen.kept_out is None:
+        if self._kept_out is None:
             self._choose(merge=False, is_done=True)
 
     def unmerge(self, *, force: bool) -> None:
         """Take the guest out of KSM; raises VirtksmError where that does not fit, or the kernel says otherwise."""
-        if self.seen.needed_kib > self.seen.available_kib and not force:
-            raise VirtksmError(self.seen.fit_text, remedy=FREE_MEMORY)
+        if self._needed_kib > self._available_kib and not force:
+            raise VirtksmError(fit_text(self._needed_kib, self._available_kib), remedy=FREE_MEMORY)
         qemu = self._ask_whether_it_heeds(force=force)
-        if self.seen.memory is not None and not self._mergeable():
+        if self._memory is not None and not self._mergeable():
             self._choose(merge=False, is_done=True)  # it is out already
             return
         self._choose(merge=False)
@@ -245,16 +200,16 @@ class GuestSwitch:
 
     def merge(self, *, force: bool) -> None:
         """Let the guest's memory merge; raises VirtksmError where it is kept out, or the kernel says otherwise."""
-        if kept_out := self.seen.kept_out:
+        if kept_out := self._kept_out:
             raise VirtksmError(
-                f"the memory of {printable(self.seen.guest.name)} cannot merge: {kept_out.text}",
+                f"the memory of {printable(self.guest.name)} cannot merge: {kept_out.text}",
                 remedy="change that in its XML (virsh edit), and start it anew",
             )
         qemu = self._ask_whether_it_heeds(force=force)
         self._choose(merge=True)
         self._set(merge=True)
-        if self.seen.memory is not None and not self._mergeable():
-            none = f"the kernel may merge none of {printable(self.seen.guest.name)}'s memory"
+        if self._memory is not None and not self._mergeable():
+            none = f"the kernel may merge none of {printable(self.guest.name)}'s memory"
             raise MonitorFailed(f"QEMU {qemu.version} has taken it, but {none}", remedy="QEMU 9.1 ignores it")
         self._choose(merge=True, is_done=True)
 
@@ -273,7 +228,7 @@ class GuestSwitch:
             self._monitor.set_merging(self._uuid, merge=merge)
 
         try:
-            self._run("QEMU", switch, 0.0 if merge else SLOWER * find_held_s(self.seen.needed_kib))
+            self._run("QEMU", switch, 0.0 if merge else SLOWER * find_held_s(self._needed_kib))
         except LibvirtUnreachable as error:
             error.message, error.remedy = f"{error.message}; QEMU may go on", f"virtksm guest show {self._name}"
             raise
@@ -285,36 +240,36 @@ class GuestSwitch:
         if self._process is None:
             return
         choice = Choice(
-            name=self.seen.guest.name,
+            name=self.guest.name,
             process=self._process,
             merge=merge,
             why=COMMAND,
             at_s=time.time(),
             is_done=is_done,
-            memory_kib=self.seen.memory_kib,
+            memory_kib=self._memory_kib,
         )
         self._note(self._uuid, choice)
 
     def _mergeable(self) -> tuple[str, ...]:
-        """Return the backends that the kernel may merge, as far as it tells this user."""
         assert self.qemu is not None
-        return () if self.seen.memory is None else still_mergeable(self.qemu.backends, self.seen.memory)
+        return () if self._memory is None else still_mergeable(self.qemu.backends, self._memory)
 
     def rows(self) -> list[Row]:
-        seen = self.seen
-        tainted = "unknown: libvirt before 7.1 does not tell" if seen.taints is None else "; ".join(seen.taints) or "no"
-        rows = [("", "Guest", seen.guest.name), ("", "Kernel", self._kernel_text())]
+        tainted = "unknown: libvirt before 7.1 does not tell"
+        if self._taints is not None:
+            tainted = "; ".join(self._taints) or "no"
+        rows = [("", "Guest", self.guest.name), ("", "Kernel", self._kernel_text())]
         if self.qemu is not None:
             backends = ", ".join(
                 f"{one.name} {format_kib(one.size_kib)} {'may' if one.merges else 'must not'} merge"
                 for one in self.qemu.backends
             )
             rows.append(("", "QEMU", f"{self.qemu.version}: {backends}"))
-        rows += [("warn", "Obstacle", one.text) for one in seen.obstacles]
+        rows += [("warn", "Obstacle", one.text) for one in self._obstacles]
         return [*rows, ("", "Tainted", tainted)]
 
     def _kernel_text(self) -> str:
-        memory, zero_kib = self.seen.memory, self.seen.zero_kib
+        memory, zero_kib = self._memory, self._zero_kib
         if memory is None:
             return ELSEWHERE if self._facts is None else UNREADABLE
         merged = "" if memory.merged_kib is None else f", {format_kib(memory.merged_kib)} are merged"
@@ -325,26 +280,27 @@ class GuestSwitch:
         """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
         if self.why_nothing_merges() is not None:
             return []
-        tone = "warn" if self.seen.needed_kib > self.seen.available_kib else ""
-        held = f"its QEMU stands still for about {find_held_s(self.seen.needed_kib):.1f} s"
-        return [(tone, "Memory", self.seen.fit_text), ("", "Cost", f"while it unmerges {held}; {TAINTS}")]
+        tone = "warn" if self._needed_kib > self._available_kib else ""
+        held = f"its QEMU stands still for about {find_held_s(self._needed_kib):.1f} s"
+        return [
+            (tone, "Memory", fit_text(self._needed_kib, self._available_kib)),
+            ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
+        ]
 
     def as_dict(self) -> dict[str, object]:
-        """Return JSON values (docs/reference.md)."""
-        seen, memory, qemu = self.seen, self.seen.memory, self.qemu
+        memory, qemu = self._memory, self.qemu
         return {
-            "schema": SCHEMA,
             "uri": self._host.uri,
-            "name": seen.guest.name,
-            "uuid": seen.guest.uuid,
-            "obstacles": [one.value for one in seen.obstacles],
-            "taints": None if seen.taints is None else list(seen.taints),
+            "name": self.guest.name,
+            "uuid": self.guest.uuid,
+            "obstacles": [one.value for one in self._obstacles],
+            "taints": None if self._taints is None else list(self._taints),
             "mergeable_kib": None if memory is None else sum(memory.mappings_kib),
             "merged_kib": None if memory is None else memory.merged_kib,
-            "zero_kib": seen.zero_kib,
-            "needed_kib": seen.needed_kib,
-            "available_kib": seen.available_kib,
-            "held_s": round(find_held_s(seen.needed_kib), 3),
+            "zero_kib": self._zero_kib,
+            "needed_kib": self._needed_kib,
+            "available_kib": self._available_kib,
+            "held_s": round(find_held_s(self._needed_kib), 3),
             "qemu": None
             if qemu is None
             else {

@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from virtksm.cli.layout import Item, Table, print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
-from virtksm.errors import ExitCode, VirtksmError
+from virtksm.errors import VirtksmError
 from virtksm.guests.pools import pool_text
 from virtksm.guests.process import OtherProcess
 from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 from virtksm.guests.survey import SeenGuest, Survey
 from virtksm.text import format_kib, printable, to_bytes
 
-SCHEMA = 1
 MAX_NAMED = 5
 """Of the other processes that have merged pages: the rest is one sum."""
 USUAL = ("name", "memory", "rss", "saved", "profit", "can_merge")
@@ -52,30 +51,24 @@ def _columns(text: str) -> tuple[str, ...]:
     return names
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the guests; returns the exit code. Raises VirtksmError, also for a guest that does not run."""
+def run(options: argparse.Namespace) -> int | None:
+    """Print the guests; returns the exit code of --watch. Raises VirtksmError, also for a guest that does not run."""
     surveyor = Surveyor(options)
 
-    def read() -> tuple[Survey, list[SeenGuest]]:
+    def read() -> tuple[dict[str, object], list[Item]]:
         found, _ = surveyor.read()
-        return found, sorted(
-            sorted(choose(found.guests, options.guests), key=_ORDERS["name"]), key=_ORDERS[options.sort]
-        )
-
-    def items(found: Survey, guests: Sequence[SeenGuest]) -> list[Item]:
-        return survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)
-
-    def print_one() -> None:
-        found, guests = read()
-        print_result(options, survey_dict(found, guests), items(found, guests))
+        guests = sorted(choose(found.guests, options.guests), key=_ORDERS["name"])
+        guests.sort(key=_ORDERS[options.sort])
+        items = survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)
+        return survey_dict(found, guests), items
 
     if options.watch is not None:
         from virtksm.cli.terminal import watch
 
-        return watch(options.watch, "virtksm guests", None if options.json else lambda: items(*read()), print_one)
+        return watch(options, "virtksm guests", read)
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    print_one()
-    return ExitCode.DONE
+    print_result(options, *read())
+    return None
 
 
 def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest]:
@@ -87,10 +80,8 @@ def choose(guests: Sequence[SeenGuest], wanted: Sequence[str]) -> list[SeenGuest
 
 
 def survey_dict(found: Survey, guests: Sequence[SeenGuest]) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
     ksm, left = found.ksm, found.left_over
     return {
-        "schema": SCHEMA,
         "uri": found.uri,
         "source": found.source.value,
         "guests": [_guest_dict(one) for one in guests],
@@ -207,7 +198,6 @@ def _merge_text(seen: SeenGuest) -> str:
 
 
 def _amount_of(find_bytes: Callable[[SeenGuest], int | None]) -> Callable[[SeenGuest], str]:
-    """Return what writes an amount, a dash where it is unknown."""
     return lambda seen: "-" if (count_bytes := find_bytes(seen)) is None else _amount(count_bytes)
 
 

@@ -8,20 +8,17 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.layout import Row, print_result
 from virtksm.cli.survey import Surveyor
-from virtksm.errors import ExitCode
-from virtksm.guests.headroom import Headroom, Host, find_headroom, host_of
+from virtksm.guests.headroom import Headroom, Risk, find_headroom, host_of
 from virtksm.guests.survey import Survey, guests_text
 from virtksm.host.systemd import switch_on_here
 from virtksm.model.snapshot import HostMemory
 from virtksm.text import format_kib
-from virtksm.values import replace
+from virtksm.values import dump, replace
 
-SCHEMA = 1
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the headroom; returns the exit code."""
+def run(options: argparse.Namespace) -> None:
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     surveyor = Surveyor(options)
     (found, memory), config = surveyor.read(), surveyor.config
@@ -30,9 +27,9 @@ def run(options: argparse.Namespace) -> int:
         host = replace(host, saved_kib=found.of_guests_bytes // 1024, zero_kib=0)
     headroom = find_headroom([one.need for one in found.guests], host)
     notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
-    values = headroom_dict(found, host, headroom, notes)
-    print_result(options, values, headroom_rows(found, host, headroom, notes, usable_kib=memory.usable_kib))
-    return ExitCode.DONE
+    about = {"uri": found.uri, "source": found.source.value, "ksm_run": found.ksm.run, "guests": len(found.guests)}
+    values = {**about, **dump(headroom), "notes": notes}
+    print_result(options, values, headroom_rows(found, headroom, notes, usable_kib=memory.usable_kib))
 
 
 def find_memory_notes(memory: HostMemory) -> list[str]:
@@ -79,71 +76,44 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
     return notes
 
 
-def headroom_dict(found: Survey, host: Host, headroom: Headroom, notes: Sequence[str]) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
-    return {
-        "schema": SCHEMA,
-        "uri": found.uri,
-        "source": found.source.value,
-        "ksm_run": found.ksm.run,
-        "guests": len(found.guests),
-        "available_kib": host.available_kib,
-        "reserve_kib": host.reserve_kib,
-        "growth_kib": headroom.growth_kib,
-        "swapped_kib": headroom.swapped_kib,
-        "saved_kib": host.saved_kib,
-        "merge_ratio": round(headroom.merge_ratio, 4),
-        "room_kib": headroom.room_kib,
-        "risk": {
-            "unmerging_kib": host.unmerging_kib,
-            "needed_kib": headroom.needed_kib,
-            "missing_kib": headroom.missing_kib,
-            "swap_free_kib": host.swap_free_kib,
-            "missing_after_swap_kib": headroom.missing_after_swap_kib,
-        },
-        "notes": list(notes),
-    }
-
-
-def headroom_rows(
-    found: Survey, host: Host, headroom: Headroom, notes: Sequence[str], *, usable_kib: int
-) -> Iterator[Row]:
+def headroom_rows(found: Survey, headroom: Headroom, notes: Sequence[str], *, usable_kib: int) -> Iterator[Row]:
     """Yield the rooms, the safest first, the risk of the last, and what is missing."""
+    room, risk = headroom.room_kib, headroom.risk
     yield (
         "",
         "Host",
-        f"{format_kib(usable_kib)} total, {format_kib(host.available_kib)} available, "
-        f"{format_kib(host.reserve_kib)} kept free",
+        f"{format_kib(usable_kib)} total, {format_kib(headroom.available_kib)} available, "
+        f"{format_kib(headroom.reserve_kib)} kept free",
     )
     swapped = f" ({format_kib(headroom.swapped_kib)} from swap)" if headroom.swapped_kib else ""
     yield (
         "",
         "Guests",
         f"{len(found.guests)} running, may still grow by {format_kib(headroom.growth_kib)}{swapped}; KSM saves "
-        f"{format_kib(host.saved_kib)} of their memory ({headroom.merge_ratio * 100:.1f} %)",
+        f"{format_kib(headroom.saved_kib)} of their memory ({headroom.merge_ratio * 100:.1f} %)",
     )
-    yield "", "Room", f"{format_kib(headroom.safe_kib)}: safe, even if every merged page is unmerged"
-    yield "", "", f"{format_kib(headroom.unmerged_kib)}: if new guests share nothing"
-    yield "", "", f"{format_kib(headroom.at_ratio_kib)}: if they share as the present ones do"
-    tone = "warn" if headroom.missing_kib else ""
+    yield "", "Room", f"{format_kib(room.safe)}: safe, even if every merged page is unmerged"
+    yield "", "", f"{format_kib(room.unmerged)}: if new guests share nothing"
+    yield "", "", f"{format_kib(room.at_ratio)}: if they share as the present ones do"
+    tone = "warn" if risk.missing_kib else ""
     yield (
         tone,
         "Risk",
-        f"with {format_kib(headroom.at_ratio_kib)} more, unmerging everything takes up to "
-        f"{format_kib(headroom.needed_kib)}: {_missing_text(host, headroom)}",
+        f"with {format_kib(room.at_ratio)} more, unmerging everything takes up to "
+        f"{format_kib(risk.needed_kib)}: {_missing_text(risk)}",
     )
     yield from (("", "Note", note) for note in notes)
 
 
-def _missing_text(host: Host, headroom: Headroom) -> str:
-    if not headroom.missing_kib:
+def _missing_text(risk: Risk) -> str:
+    if not risk.missing_kib:
         return "ok"
-    missing = f"{format_kib(headroom.missing_kib)} are missing"
-    if host.swap_free_kib is None or headroom.missing_after_swap_kib is None:
+    missing = f"{format_kib(risk.missing_kib)} are missing"
+    if risk.swap_free_kib is None or risk.missing_after_swap_kib is None:
         return f"{missing}, swap is unknown"
-    if host.swap_free_kib == 0:
+    if risk.swap_free_kib == 0:
         return f"{missing}, and no swap is free"
-    if headroom.missing_after_swap_kib == 0:
-        return f"{missing}, which swap can hold ({format_kib(host.swap_free_kib)} free)"
-    after = format_kib(headroom.missing_after_swap_kib)
-    return f"{missing}, {after} of them also with all free swap ({format_kib(host.swap_free_kib)})"
+    if risk.missing_after_swap_kib == 0:
+        return f"{missing}, which swap can hold ({format_kib(risk.swap_free_kib)} free)"
+    after = format_kib(risk.missing_after_swap_kib)
+    return f"{missing}, {after} of them also with all free swap ({format_kib(risk.swap_free_kib)})"

@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from virtksm.cli.main import ACTIONS, GROUPS, Words, parse
-from virtksm.errors import ExitCode
 
 EXIT_CODES = (
     "exit codes: 0 done or nothing to do, 1 other failure, not verified or a FAIL, 2 usage or configuration, "
@@ -94,10 +93,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Print the help of a command; ends the program as --help does."""
+def run(options: argparse.Namespace) -> None:
     parse([*options.words, "--help"])
-    return ExitCode.DONE
 
 
 def describe(words: Words, summary: str, width: int) -> str:
@@ -111,7 +108,6 @@ def describe(words: Words, summary: str, width: int) -> str:
 
 
 def examples(words: Words) -> str:
-    """Return examples of a command, or of all its actions."""
     lines = ["examples:"]
     for example, meaning in examples_of(words):
         lines += [f"  {example}", f"      {meaning}"]

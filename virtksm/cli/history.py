@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
-from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.answers import take
+from virtksm.cli.ask_agent import ask_serving, understand
 from virtksm.cli.connection import Libvirt, requested_uri
-from virtksm.errors import VirtksmError
 from virtksm.history.samples import MAX_POINTS, GuestEvent, History, Sample, parse_events, parse_samples, thin
-from virtksm.paths import RuntimePaths
 from virtksm.uri import is_alias
 
 TYPE_CHECKING = False  # importing typing costs a start 2 ms
 if TYPE_CHECKING:
     from virtksm.trace import Pass
+
+
+TABLE = {"columns": list, "rows": list}
+HISTORY = {"now_s": int | float, "samples": TABLE, "events": TABLE}
 
 
 class Excerpt(NamedTuple):
@@ -34,11 +37,9 @@ def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float
     `options` are the command's; `uri` the connection asked for, None for that of the agent that
     runs, or the usual one. Raises VirtksmError.
     """
-    answer = ask_serving(
-        RuntimePaths(options.runtime_dir), uri, {"op": "history", "seconds": seconds, "points": points}
-    )
+    answer = ask_serving(options.paths, uri, {"op": "history", "seconds": seconds, "points": points})
     if answer is not None:
-        return parse_history(find_answer(answer, "history"))
+        return understand(answer, "history", parse_history)
     import time
 
     history, now_s = _file(options, uri), time.time()
@@ -48,36 +49,28 @@ def read_history(options: argparse.Namespace, uri: str | None, *, seconds: float
 
 def read_decisions(options: argparse.Namespace, uri: str | None, last: int) -> tuple[Pass, ...]:
     """Return the summaries of the last decisions that were news, at most `last` (1 to 100); as `read_history`."""
-    answer = ask_serving(RuntimePaths(options.runtime_dir), uri, {"op": "decisions", "last": last})
-    lines = _file(options, uri).decisions(last) if answer is None else find_answer(answer, "decisions")
-    return parse_decisions(lines)
+    answer = ask_serving(options.paths, uri, {"op": "decisions", "last": last})
+    return understand(answer or {"decisions": _file(options, uri).decisions(last)}, "decisions", parse_decisions)
 
 
 def parse_history(answer: object) -> Excerpt:
-    """Take the agent's answer to `history`; raises VirtksmError."""
-    try:
-        match answer:
-            case {"now_s": int() | float() as now_s, "samples": dict() as samples, "events": dict() as events}:
-                return Excerpt(
-                    now_s=now_s,
-                    samples=parse_samples(samples.get("columns"), samples.get("rows")),
-                    events=parse_events(events.get("columns"), events.get("rows")),
-                )
-    except ValueError as error:
-        raise VirtksmError(f"the agent's history cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
-    raise VirtksmError("the agent's history cannot be understood", remedy=OF_ONE_VERSION)
+    """Take the agent's answer to `history`; raises ValueError."""
+    values = take(answer, HISTORY, "history")
+    samples, events = values["samples"], values["events"]
+    return Excerpt(
+        now_s=values["now_s"],
+        samples=parse_samples(samples["columns"], samples["rows"]),
+        events=parse_events(events["columns"], events["rows"]),
+    )
 
 
 def parse_decisions(lines: object) -> tuple[Pass, ...]:
-    """Take lines of decisions, from the agent or the file; raises VirtksmError."""
+    """Take lines of decisions, from the agent or the file; raises ValueError."""
     from virtksm.trace.text import parse_summary
 
-    try:
-        if isinstance(lines, list | tuple) and all(isinstance(line, str) for line in lines):
-            return tuple(map(parse_summary, lines))
-    except ValueError as error:
-        raise VirtksmError(f"a decision cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
-    raise VirtksmError("the agent's decisions cannot be understood", remedy=OF_ONE_VERSION)
+    if not isinstance(lines, list | tuple) or not all(isinstance(line, str) for line in lines):
+        raise ValueError("they are no lines")
+    return tuple(map(parse_summary, lines))
 
 
 def _file(options: argparse.Namespace, uri: str | None) -> History:
@@ -87,4 +80,4 @@ def _file(options: argparse.Namespace, uri: str | None) -> History:
     named, (config, _) = requested_uri(uri), load_or_defaults(options.config)
     if is_alias(named):
         named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
-    return make_history(named, config, RuntimePaths(options.runtime_dir, options.state_dir))
+    return make_history(named, config, options.paths)

@@ -18,6 +18,8 @@ TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 m
 if TYPE_CHECKING:
     from typing import TextIO
 
+SCHEMA = 1
+"""Of what the commands print as JSON: another one where a field changes its meaning or goes."""
 LABEL = 11
 """Columns of a label, with the blank behind it."""
 GAP = "  "
@@ -117,7 +119,6 @@ def fit(text: str, columns: int) -> str:
 
 
 def render(row: Row, *, colour: bool) -> str:
-    """Return a row as a line of text."""
     tone, label, text = row
     return (f"{TONES[tone]}{label}{NORMAL}{text}" if colour and tone else label + text).rstrip()
 
@@ -129,14 +130,14 @@ def show(items: Iterable[Item]) -> None:
     print(*lines, sep="\n", end="\n" if lines else "", flush=True)
 
 
-def print_result(options: argparse.Namespace, values: object, items: Iterable[Item]) -> None:
-    """Print a command's result on standard output: with --json its values, else items for people."""
+def print_result(options: argparse.Namespace, values: Mapping[str, object], items: Iterable[Item]) -> None:
+    """Print a command's result on standard output: with --json its values, and their schema, else items for people."""
     if not options.json:
         show(items)
         return
     from virtksm.json_output import to_json
 
-    print(to_json(values), flush=True)
+    print(to_json({"schema": SCHEMA, **values}), flush=True)
 
 
 def to_lines(items: Iterable[Item], columns: int | None = None, *, colour: bool = False) -> list[str]:

@@ -4,8 +4,9 @@ A command's module is imported only if it is called, and imports only what it us
 starts as fast as Python itself. For the same reason each command has a parser of its own, without argparse's
 subparsers: the common options may stand before and after the command, and a usage error shows the command's usage.
 
-A command's module has `run`, which takes the options and returns the exit code, and `add_options` where it has options
-of its own. Where it has actions, `add_options` says what runs each.
+A command's module has `run`, or `run_ACTION` for each action: it takes the options, and returns an exit code where that
+is not DONE. It has `add_options` where it has options of its own. `options.words` name the command, `options.paths` are
+the folders that the options name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from virtksm.errors import ConfigError, ExitCode, OnlyRoot, StateUnusable, UsageError, VirtksmError, reason_of
-from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
+from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, RuntimePaths
 from virtksm.text import printable
 from virtksm.uri import DEFAULT_URI, VARIABLE
 
@@ -164,7 +165,6 @@ class Parser(argparse.ArgumentParser):
         return columns
 
     def error(self, message: str, *, remedy: str = "") -> NoReturn:
-        """Print the usage, and raise UsageError."""
         self._fit(sys.stderr)
         self.print_usage(sys.stderr)
         raise UsageError(message, remedy=remedy or " ".join(("virtksm help", *self.words)))
@@ -178,7 +178,7 @@ def make_parser(words: Words) -> Parser:
     if not below(words):
         module = words if words[0] in FOLDERS else words[:1]
         command = importlib.import_module(".".join(("virtksm.cli", *module)).replace("-", "_"))
-        parser.set_defaults(run=getattr(command, "run", None))
+        parser.set_defaults(run=getattr(command, f"run_{words[-1]}", None) or command.run, words=words)
         if hasattr(command, "add_options"):
             command.add_options(parser)
     return parser
@@ -189,6 +189,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     words, rest = split(given)
     parser = make_parser(words)
     options = parser.parse_args(rest)
+    options.paths = RuntimePaths(options.runtime_dir, options.state_dir)
     if not words and options.version:
         return parse(["version", *(word for word in rest if word != "--version")])
     if below(words):
@@ -227,12 +228,11 @@ def _refuse(words: Words, name: str) -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
 
     def run() -> int:
         options = parse(given)
-        return int(options.run(options))
+        return int(options.run(options) or ExitCode.DONE)
 
     return exit_code_of(run, given=given)
 

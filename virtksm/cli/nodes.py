@@ -24,7 +24,6 @@ from virtksm.errors import REMEDIES, SWITCH_UNIT, Cause, Unsupported, VirtksmErr
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.systemd import switch_on_here
 from virtksm.model.snapshot import KsmState, Settings
-from virtksm.paths import RuntimePaths
 from virtksm.tuning.actuate import apply, plan
 from virtksm.tuning.ports import Hypervisor, LocalFacts
 from virtksm.wiring import is_this_machine
@@ -87,7 +86,7 @@ def change_here(
 
     def set_value(value: int) -> None:
         libvirt = Libvirt(config.call_timeout_s)
-        host = libvirt.open(requested_uri(options.connect, RuntimePaths(options.runtime_dir, options.state_dir)))
+        host = libvirt.open(requested_uri(options.connect, options.paths))
         if not is_this_machine(host.uri, config):
             raise VirtksmError(f"{host.uri} is another machine", remedy="name this one's URI (-c qemu:///system)")
         libvirt.run("setting merge_across_nodes", lambda: set_nodes(host, facts, value))

@@ -13,17 +13,15 @@ from typing import Any
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
 from virtksm.cli.layout import print_result
-from virtksm.cli.main import Parser
 from virtksm.cli.render import pass_rows
 from virtksm.cli.retune import pass_over, through_agent
 from virtksm.errors import STOP_KSMD, ExitCode, OnlyRoot, VirtksmError
 from virtksm.host.bounded import BoundedCalls
 from virtksm.model.decision import Trigger
-from virtksm.paths import RuntimePaths, host_key
+from virtksm.paths import host_key
 from virtksm.uri import is_alias, named_uri
 from virtksm.wiring import is_this_machine, key_of, make_switch
 
-SCHEMA = 1
 SLACK_S = 5.0
 """An agent's time for its answer beyond a pass."""
 MAX_SHOWN = 300
@@ -32,10 +30,8 @@ DONE = {"pause": "paused", "resume": "resumed"}
 ELSEWHERE = "an agent on that host has a switch of its own: run `virtksm pause` there, too"
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of the command, `pause` or `resume`, that the parser is of."""
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direct", action="store_true", help="do it here, also where an agent runs")
-    parser.set_defaults(op=parser.words[0])
 
 
 def run(options: argparse.Namespace) -> ExitCode:
@@ -50,8 +46,8 @@ class Switching:
     """One such command at work."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options, self._op = options, options.op
-        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._options, self._op = options, options.words[0]
+        self._paths = options.paths
         self._config, self._has_faults = config_or_defaults(options.config)
         self._named = named_uri(options.connect)
         self._uri = requested_uri(options.connect)
@@ -129,9 +125,8 @@ class Switching:
             raise VirtksmError(f"{type(error).__name__}: {error}", remedy="report this fault of virtksm") from error
 
     def _show(self, report: Mapping[str, Any]) -> None:
-        """Print the pass; of a pause also what is still merged."""
         if self._op == "resume":
-            values = {"schema": report["schema"], "paused": False, "pass": report}
+            values = {"paused": False, "pass": report}
             print_result(self._options, values, [("", "Resumed", "virtksm tunes KSM again"), *pass_rows(report)])
             return
         from virtksm.cli.unmerge import merged_dict, merged_rows
@@ -140,7 +135,7 @@ class Switching:
         sensed, is_here = report["sensed"], report["source"] == "local"
         ksm = KsmState.counted(sensed.__getitem__, sensed["page_kib"])
         available_kib = sensed["free_kib"] if sensed["available_kib"] is None else sensed["available_kib"]
-        values = {"schema": SCHEMA, "paused": True, "merged": merged_dict(ksm, available_kib), "pass": report}
+        values = {"paused": True, "merged": merged_dict(ksm, available_kib), "pass": report}
         rows = [
             ("", "Paused", "virtksm will not scan until `virtksm resume`"),
             *pass_rows(report),

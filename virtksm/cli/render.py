@@ -33,7 +33,6 @@ def pass_rows(report: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def restore_rows(report: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield what a restore did."""
     yield from _change_rows(report["before"], report["after"], would=False)
     if report["paused"]:
         yield "", "Idle", "virtksm is paused, so the baseline is kept until `virtksm resume`"

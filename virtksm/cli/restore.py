@@ -8,7 +8,6 @@ from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri
 from virtksm.cli.layout import print_result
 from virtksm.cli.render import restore_rows
 from virtksm.errors import AlreadyRunning, ExitCode
-from virtksm.paths import RuntimePaths
 
 LEAVE_WITHIN_S = 10.0
 """A call's limit with --on-exit, where a shutdown waits, which ends the restored settings anyway."""
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.store.state import LOCK_WAIT_S
     from virtksm.wiring import make_cycle
 
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
+    paths = options.paths
     config, _ = config_or_defaults(options.config)
     action = config.on_exit if options.on_exit else "restore"
     ensure_runtime(paths)
@@ -52,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         why = "on_exit is leave"
         if config.only_observes:
             why = "policy observe sets nothing (what an earlier one has set: virtksm --config /dev/null restore)"
-        print('{"schema": 1, "action": "leave"}' if options.json else f"nothing to do: {why}")
+        print_result(options, {"action": "leave"}, [("", f"nothing to do: {why}", "")])
         return ExitCode.DONE
     libvirt = Libvirt(min(config.call_timeout_s, LEAVE_WITHIN_S) if options.on_exit else config.call_timeout_s)
     cycle = make_cycle(libvirt.open(requested_uri(options.connect)), config, paths)

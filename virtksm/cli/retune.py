@@ -37,9 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one pass and print it; returns the exit code."""
     gc.disable()  # a process of a tenth of a second has no garbage worth its 4 ms
-    if options.coalesce and not _wait_for_hook(RuntimePaths(options.runtime_dir, options.state_dir)):
+    if options.coalesce and not _wait_for_hook(options.paths):
         return ExitCode.DONE
     report = run_pass(options, direct=options.direct, dry_run=options.dry_run)
     from virtksm.cli.layout import print_result
@@ -50,14 +49,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_pass(options: argparse.Namespace, *, direct: bool = False, dry_run: bool = False) -> dict[str, object]:
-    """Run one pass, and return it; raises VirtksmError."""
-    paths = RuntimePaths(options.runtime_dir, options.state_dir)
     request = {"op": "retune", "dry_run": dry_run}
     if not direct:
-        report = through_agent(paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
+        report = through_agent(options.paths, named_uri(options.connect), request, within_s=ANSWER_WITHIN_S)
         if report is not None:
             return report
-    return _directly(paths, options, request, direct=direct)
+    from virtksm.cli.connection import Libvirt, requested_uri
+    from virtksm.config.load import load
+    from virtksm.model.decision import Trigger
+
+    uri = requested_uri(options.connect, options.paths)
+    config = load(options.config, asks_groups=False).config
+    libvirt = Libvirt(config.call_timeout_s)
+    host = libvirt.open(uri)
+    if not direct and host.uri != uri:  # it was an alias: the agent may know the real one
+        report = through_agent(options.paths, host.uri, request, within_s=ANSWER_WITHIN_S)
+        if report is not None:
+            return report
+    return pass_over(libvirt, host, config, options.paths, Trigger.RETUNE, dry_run=dry_run)
 
 
 def through_agent(
@@ -87,24 +96,6 @@ def through_agent(
             failure.exit_code = ExitCode(code)
         raise failure
     return take_answer(answer, "pass", PASS_ASKED_FOR)
-
-
-def _directly(
-    paths: RuntimePaths, options: argparse.Namespace, request: dict[str, object], *, direct: bool
-) -> dict[str, object]:
-    from virtksm.cli.connection import Libvirt, requested_uri
-    from virtksm.config.load import load
-    from virtksm.model.decision import Trigger
-
-    uri = requested_uri(options.connect, paths)
-    config = load(options.config, asks_groups=False).config
-    libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(uri)
-    if not direct and host.uri != uri:  # it was an alias: the agent may know the real one
-        report = through_agent(paths, host.uri, request, within_s=ANSWER_WITHIN_S)
-        if report is not None:
-            return report
-    return pass_over(libvirt, host, config, paths, Trigger.RETUNE, dry_run=bool(request["dry_run"]))
 
 
 def pass_over(

@@ -22,9 +22,9 @@ from virtksm.cli.layout import Row, print_result
 from virtksm.cli.status_text import choose_marks, status_rows
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.history.curves import Point, core_share, points_of, saved_levels
-from virtksm.history.samples import as_rows
-from virtksm.paths import RuntimePaths
+from virtksm.history.curves import Point, core_share, saved_levels
+from virtksm.history.samples import Sample
+from virtksm.values import dump
 
 if TYPE_CHECKING:  # it imports libvirt, which an agent's status needs not
     from virtksm.cli.status_alone import Alone
@@ -47,11 +47,18 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if an agent does not answer, and if the host cannot be read.
     """
-    view = View(options)
+    view, marks = View(options), choose_marks(sys.stdout.encoding, os.environ)
+
+    def read() -> tuple[dict[str, Any], Iterator[Row]]:
+        status = view.read()
+        return status, status_rows(status, marks=marks, verbose=options.verbose)
+
     if options.watch is not None:
-        return _watch(view, options)
-    status = view.read()
-    print_result(options, status, _rows(status, options))
+        from virtksm.cli.terminal import watch
+
+        return watch(options, "virtksm status", read)
+    status, rows = read()
+    print_result(options, status, rows)
     return ExitCode.DONE if status["agent"] else ExitCode.FAILED
 
 
@@ -60,12 +67,11 @@ class View:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._paths = RuntimePaths(options.runtime_dir, options.state_dir)
+        self._paths = options.paths
         self._alone: Alone | None = None
         self._seen: list[Point] = []
 
     def read(self) -> dict[str, Any]:
-        """Return what `--json` prints; raises VirtksmError."""
         try:
             answer = ask_serving(self._paths, self._options.connect, {"op": "status"})
         except MayNotAsk:
@@ -83,46 +89,24 @@ class View:
         return self._alone.read()
 
     def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:
-        events, points, error, now_s = [], [], None, time.time()
+        events, error, now_s = [], None, time.time()
+        points: list[Point | Sample] = []
         try:
             history = read_history(self._options, self._options.connect, seconds=SEEN_S, points=POINTS)
         except VirtksmError as failed:  # what is not for this user is no fault
             is_denied = isinstance(failed, MayNotAsk) or isinstance(failed.__cause__, PermissionError)
             error = None if is_denied else str(failed)
         else:
-            events, points, now_s = list(history.events[-EVENTS:]), points_of(history.samples), history.now_s
-        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), cpu_seconds=now.get("ksmd_cpu_seconds"))
+            events, points, now_s = list(history.events[-EVENTS:]), [*history.samples], history.now_s
+        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), ksmd_cpu_seconds=now.get("ksmd_cpu_seconds"))
         points += self._seen
-        share = core_share(points, seen)
         self._seen = [*self._seen[1 - MAX_OWN_POINTS :], seen]
         return {
-            "ksmd": {
-                "cpu_seconds": seen.cpu_seconds,
-                "core_percent": None if share is None else round(share[0], 2),
-                "over_s": None if share is None else round(share[1], 1),
-            },
+            "ksmd": {"cpu_seconds": seen.ksmd_cpu_seconds, **core_share(points, seen)},
             "saved_hour": {
                 "step_s": STEP_S,
                 "saved_kib": saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS),
             },
-            "events": as_rows(events),
+            "events": dump(events),
             "history_error": error,
         }
-
-
-def _rows(status: dict[str, Any], options: argparse.Namespace) -> Iterator[Row]:
-    marks = choose_marks(sys.stdout.encoding, os.environ)
-    return status_rows(status, marks=marks, verbose=options.verbose)
-
-
-def _watch(view: View, options: argparse.Namespace) -> int:
-    from virtksm.cli.terminal import watch
-
-    def print_next() -> None:
-        status = view.read()
-        print_result(options, status, _rows(status, options))
-        if not options.json:
-            print(flush=True)
-
-    frame = None if options.json else lambda: list(_rows(view.read(), options))
-    return watch(options.watch, "virtksm status", frame, print_next)

@@ -24,7 +24,6 @@ from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine, key_of, make_switch
 
 LIMIT_S = 5.0
-SCHEMA = 1
 
 
 class Alone:
@@ -53,7 +52,6 @@ class Alone:
         if not is_alias(self.uri) and make_switch(self.uri, self._config, self._paths).read() is not None:
             is_paused = True
         return {
-            "schema": SCHEMA,
             "agent": False if is_here else None,
             "version": __version__,
             "uri": self.uri,

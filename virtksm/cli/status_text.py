@@ -6,15 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+from virtksm.cli.layout import Row
 from virtksm.errors import START_AGENT
-from virtksm.text import format_kib
-
-TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
-if TYPE_CHECKING:
-    from typing import Any
-
-    from virtksm.cli.layout import Row
+from virtksm.text import format_kib, some_of
 
 RECENT_S = 86_400.0
 OUTCOMES = {"unchanged": "no change", "applied": "settings changed", "observed": "nothing is ever set"}
@@ -154,18 +150,12 @@ def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
     yield from (("warn", "Warning", one["message"]) for one in switched["failed"][:MAX_NAMED])
     if switched["rewriters_unknown"]:
         yield "warn", "Warning", f"which guests rewrite what merges is unknown: {switched['rewriters_unknown']}"
-    if unmerged := switched["unmerged"]:
-        yield "", "Unmerged", _unmerged_text(unmerged)
+    if unmerged := [f"{one['name']}{_WHY.get(one['why'], '')}" for one in switched["unmerged"]]:
+        yield "", "Unmerged", some_of(unmerged)
 
 
 _WHY = {"command": " (by a command)", "rewrites": " (rewrites what merges, for a day)"}
 """Why a guest that is not private was unmerged."""
-
-
-def _unmerged_text(guests: Sequence[Mapping[str, Any]]) -> str:
-    names = [f"{one['name']}{_WHY.get(one['why'], '')}" for one in guests[:MAX_NAMED]]
-    more = f" and {len(guests) - MAX_NAMED} more" if len(guests) > MAX_NAMED else ""
-    return f"{', '.join(names)}{more}"
 
 
 def _stranded_text(stranded: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.config.load import load
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import HostMemory
-from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.paths import LOCAL
 from virtksm.store.choices import read_unmerged
 from virtksm.store.state import read_freed
 from virtksm.wiring import is_this_machine
@@ -29,15 +29,13 @@ class Surveyor:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        """Load the configuration; raises VirtksmError."""
         self.config = load(options.config, asks_groups=False).config
-        self._paths = RuntimePaths(options.runtime_dir)
+        self._paths = options.paths
         self._uri = requested_uri(options.connect, self._paths)
         self._libvirt = Libvirt(self.config.call_timeout_s)
         self._host: LibvirtHost | None = None
 
     def read(self) -> tuple[Survey, HostMemory]:
-        """Survey the guests and the host's memory; raises VirtksmError."""
         from virtksm.host.local_facts import ProcFacts
 
         host = self._host or self._libvirt.open(self._uri, read_only=True)

@@ -8,19 +8,20 @@ terminal description. A terminal that is "dumb" is treated as a pipe.
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import signal
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from types import FrameType
 from typing import Any
 
-from virtksm.cli.layout import MIN_COLUMNS, NORMAL, Item, fit, is_paintable, lay_out, may_colour, render
+from virtksm.cli.layout import MIN_COLUMNS, NORMAL, Item, fit, is_paintable, lay_out, may_colour, print_result, render
 from virtksm.cli.main import error_lines
 from virtksm.errors import ExitCode, VirtksmError
 from virtksm.text import printable, width
@@ -31,6 +32,8 @@ HOME, CLEAR_LINE, CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
+Read = Callable[[], tuple[Mapping[str, object], Iterable[Item]]]
+
 
 class Ended(BaseException):
     """A signal asks to end; like KeyboardInterrupt no error, so that no handler of errors catches it."""
@@ -40,38 +43,34 @@ class Ended(BaseException):
 
 
 class Screen:
-    """The terminal while it is ours. `keys` is the descriptor that keys come from, None where it is no terminal."""
+    """The terminal on standard output while it is ours; keys come from standard input, where that is a terminal."""
 
-    def __init__(self, output: int, keys: int | None, encoding: str) -> None:
-        self._output = output
-        self._keys = keys
-        self._has_keys = keys is not None
-        self._encoding = encoding
-        self._mode: list[Any] | None = None
+    def __init__(self) -> None:
+        self._output, self._encoding = sys.stdout.fileno(), sys.stdout.encoding
+        self._keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        self._sources: list[int] = [] if self._keys is None else [self._keys]
+        self._mode: list[Any] = []
         self._is_to_rest = False
-        self._woken, self._waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def take(self) -> None:
+    def _take(self) -> None:
         """Enter the alternate screen, and have keys one by one and unseen."""
         if self._keys is not None:
-            self._mode = termios.tcgetattr(self._keys)
-            mode = termios.tcgetattr(self._keys)
+            self._mode, mode = termios.tcgetattr(self._keys), termios.tcgetattr(self._keys)
             mode[3] &= ~(termios.ICANON | termios.ECHO)
             termios.tcsetattr(self._keys, termios.TCSANOW, mode)
         self._write(ENTER)
 
-    def give_back(self) -> None:
+    def _give_back(self) -> None:
         """Leave everything as it was; a terminal that is gone takes nothing."""
         with suppress(OSError):
             self._write(NORMAL + LEAVE)
-        if self._keys is not None and self._mode is not None:
+        if self._keys is not None and self._mode:
             with suppress(termios.error):
                 termios.tcsetattr(self._keys, termios.TCSANOW, self._mode)
-            self._mode = None
 
     @contextmanager
-    def signals(self) -> Iterator[None]:
-        """Hear signals while the terminal is ours: those that end raise Ended, the others wake `wait`."""
+    def ours(self) -> Iterator[None]:
+        """Have the terminal, and hear signals meanwhile: those that end raise Ended, the others wake `wait`."""
 
         def end(number: int, _frame: FrameType | None) -> None:
             raise Ended(number)
@@ -79,38 +78,28 @@ class Screen:
         def rest(_number: int, _frame: FrameType | None) -> None:
             self._is_to_rest = True
 
-        heard: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {
-            **dict.fromkeys(ENDING, end),
-            signal.SIGTSTP: rest,
-            signal.SIGWINCH: lambda _number, _frame: None,
-        }
-        before = {number: signal.signal(number, handler) for number, handler in heard.items()}
-        waked = signal.set_wakeup_fd(self._waking, warn_on_full_buffer=False)
+        self._woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+        for number in ENDING:
+            signal.signal(number, end)
+        signal.signal(signal.SIGTSTP, rest)
+        signal.signal(signal.SIGWINCH, lambda _number, _frame: None)
         try:
+            self._take()
             yield
         finally:
-            signal.set_wakeup_fd(waked)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def close(self) -> None:
-        os.close(self._woken)
-        os.close(self._waking)
-
-    def size(self) -> tuple[int, int]:
-        """Return columns and rows; something small where the terminal does not know."""
-        try:
-            columns, rows = os.get_terminal_size(self._output)
-        except OSError:
-            columns, rows = 0, 0
-        return columns or 80, rows or 24
+            for number in ENDING:
+                signal.signal(number, signal.SIG_IGN)  # it is ending: nothing may keep it from giving back
+            self._give_back()
 
     def paint(self, items: Sequence[Item], *, colour: bool) -> None:
         """Paint a frame over the one before, in the terminal's size; raises OSError when it is gone."""
-        columns, rows = self.size()
-        columns -= 1  # with the cursor in the last one, clearing would eat a character
+        columns, rows = 0, 0
+        with suppress(OSError):  # the terminal does not know
+            columns, rows = os.get_terminal_size(self._output)
+        columns = (columns or 80) - 1  # with the cursor in the last one, clearing would eat a character
         shown = []
-        for tone, label, text in islice(lay_out(items, max(columns, MIN_COLUMNS)), rows):
+        for tone, label, text in islice(lay_out(items, max(columns, MIN_COLUMNS)), rows or 24):
             label = fit(label, columns)  # noqa: PLW2901
             shown.append(render((tone, label, fit(text, columns - width(label))), colour=colour))
         self._write(HOME + f"{CLEAR_LINE}\r\n".join(shown) + CLEAR_LINE + CLEAR_REST)
@@ -118,27 +107,25 @@ class Screen:
     def wait(self, due_s: float) -> str:
         """Wait until CLOCK_MONOTONIC `due_s`; returns "due", "quit" for the key that ends, or "repaint"."""
         while (left_s := due_s - time.monotonic()) > 0:
-            sources = [self._woken, self._keys] if self._keys is not None and self._has_keys else [self._woken]
-            ready, _, _ = select.select(sources, [], [], left_s)
+            ready, _, _ = select.select([self._woken, *self._sources], [], [], left_s)
             if self._woken in ready:
-                with suppress(BlockingIOError):
-                    os.read(self._woken, 4096)
+                os.read(self._woken, 4096)
                 if self._is_to_rest:
                     self._rest()
                 return "repaint"
-            if self._keys in ready and self._keys is not None:
-                typed = os.read(self._keys, 4096)
+            for keys in ready:
+                typed = os.read(keys, 4096)
                 if b"q" in typed.lower():
                     return "quit"
-                self._has_keys = bool(typed)
+                self._sources = [keys] if typed else []
         return "due"
 
     def _rest(self) -> None:
         """Stop, as Ctrl-Z asks, with the terminal given back meanwhile."""
         self._is_to_rest = False
-        self.give_back()
+        self._give_back()
         os.kill(os.getpid(), signal.SIGSTOP)
-        self.take()
+        self._take()
 
     def _write(self, text: str) -> None:
         left = text.encode(self._encoding, "backslashreplace")
@@ -146,63 +133,47 @@ class Screen:
             left = left[os.write(self._output, left) :]
 
 
-def watch(every_s: float, title: str, frame: Callable[[], Sequence[Item]] | None, print_one: Callable[[], None]) -> int:
-    """Paint what `frame` returns, again and again, until q or a signal; returns the exit code.
+def watch(options: argparse.Namespace, title: str, read: Read) -> int:
+    """Paint what `read` returns for people, again and again, until q or a signal; returns the exit code.
 
-    Without a frame, or a terminal to repaint, `print_one` prints one after the other. Errors are shown, and it goes on.
+    With --json, or without a terminal to repaint, one is printed after the other. Errors are shown, and it goes on.
     """
-    if frame is None or not is_paintable(sys.stdout, os.environ):
-        return _keep_printing(every_s, print_one)
-
-    def titled() -> list[Item]:
-        head = f"{title}, every {every_s:g} s, q ends {time.strftime('%H:%M:%S'):>12}"
-        try:
-            return [("dim", head, ""), *frame()]
-        except VirtksmError as error:
-            return [("dim", head, ""), ("bad", "Error", error.message), ("", "", error.remedy)]
-
-    screen = Screen(
-        sys.stdout.fileno(),
-        sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None,
-        sys.stdout.encoding,
-    )
+    if options.json or not is_paintable(sys.stdout, os.environ):
+        return _keep_printing(options, read)
+    screen, colour = Screen(), may_colour(sys.stdout, os.environ)
     try:
-        with screen.signals():
-            try:
-                screen.take()
-                _keep_painting(screen, titled, every_s, colour=may_colour(sys.stdout, os.environ))
-            finally:
-                for number in ENDING:
-                    signal.signal(number, signal.SIG_IGN)  # it is ending: nothing may keep it from giving back
-                screen.give_back()
+        with screen.ours():
+            while True:
+                items = _frame(f"{title}, every {options.watch:g} s, q ends", read)
+                due_s = time.monotonic() + options.watch  # from here: keys are heard also where every frame takes long
+                woken = "repaint"
+                while woken == "repaint":
+                    screen.paint(items, colour=colour)
+                    woken = screen.wait(due_s)
+                if woken == "quit":
+                    return ExitCode.DONE
     except Ended as end:
-        return 0 if end.number == signal.SIGINT else 128 + end.number
-    finally:
-        screen.close()
-    return 0
+        return ExitCode.DONE if end.number == signal.SIGINT else 128 + end.number
 
 
-def _keep_painting(screen: Screen, frame: Callable[[], Sequence[Item]], every_s: float, *, colour: bool) -> None:
-    while True:
-        items = frame()
-        due_s = time.monotonic() + every_s  # from here, so that keys are heard also where every frame takes long
-        while True:
-            screen.paint(items, colour=colour)
-            woken = screen.wait(due_s)
-            if woken == "quit":
-                return
-            if woken == "due":
-                break
+def _frame(title: str, read: Read) -> list[Item]:
+    head = ("dim", f"{title} {time.strftime('%H:%M:%S'):>12}", "")
+    try:
+        return [head, *read()[1]]
+    except VirtksmError as error:
+        return [head, ("bad", "Error", error.message), ("", "", error.remedy)]
 
 
-def _keep_printing(every_s: float, print_one: Callable[[], None]) -> int:
+def _keep_printing(options: argparse.Namespace, read: Read) -> int:
     try:
         while True:
             began_s = time.monotonic()
             try:
-                print_one()
+                print_result(options, *read())
+                if not options.json:
+                    print(flush=True)
             except VirtksmError as error:
                 print("\n".join(map(printable, error_lines(error, "virtksm", ()))), file=sys.stderr, flush=True)
-            time.sleep(max(0.0, began_s + every_s - time.monotonic()))
+            time.sleep(max(0.0, began_s + options.watch - time.monotonic()))
     except KeyboardInterrupt:
         return ExitCode.DONE

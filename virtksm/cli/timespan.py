@@ -1,4 +1,4 @@
-"""Spans of time on the command line: a number of seconds, or one with a unit (systemd.time(7) has the same units)."""
+"""Numbers on the command line, and spans of time: seconds, or a number with a unit (as systemd.time(7) has them)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def timespan(min_s: float, max_s: float) -> Callable[[str], float]:
                 "a number of seconds, or one with s, m, h or d"
             )
         return seconds
+
+    return take
+
+
+def whole(min_number: int, max_number: int) -> Callable[[str], int]:
+    """Return what takes a number from `min_number` to `max_number`; raises argparse's error for others."""
+
+    def take(text: str) -> int:
+        if text.isascii() and text.isdecimal() and min_number <= int(text[:9]) <= max_number:
+            return int(text[:9])
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from {min_number} to {max_number}")
 
     return take
 

@@ -10,6 +10,7 @@ import argparse
 import os
 
 from virtksm.cli.connection import config_or_defaults
+from virtksm.cli.layout import print_result
 from virtksm.errors import RUN_THERE, UNMERGE, ExitCode, OnlyRoot, SensingFailed, VirtksmError
 from virtksm.paths import DEFAULT_RUNTIME_DIR
 from virtksm.text import format_kib
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from virtksm.host.local_facts import ProcFacts
     from virtksm.model.snapshot import KsmState
 
-SCHEMA = 1
 UNIT = "virtksm-unmerge.service"
 ALLOWANCE = f"{DEFAULT_RUNTIME_DIR}/unmerge-anyway"
 """Where this file is, the unit does not ask whether the copies fit, and removes it."""
@@ -32,7 +32,6 @@ FREE_MEMORY = "stop guests, or move them to another host; --force does not ask"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add this command's options."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--check", action="store_true", help="change nothing: exit with 0 if unmerging fits into memory")
     which.add_argument("--force", action="store_true", help="unmerge also where memory may not suffice")
@@ -41,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=("never", "always"),
         help="once all is unmerged, set whether pages of different NUMA nodes merge, and merge again",
     )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,28 +62,15 @@ def run(options: argparse.Namespace) -> int:
     elif not options.check:
         unmerge_all()
     ksm, available_kib = read_here(facts)
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(unmerged_dict(ksm, available_kib)))
-    elif options.check:
-        print(fit_text(ksm.unmerge_kib, available_kib))
-    else:
-        from virtksm.cli.layout import show
-
-        show(rows or merged_rows(ksm, available_kib, is_local=True))
-    return ExitCode.FAILED if ksm.missing_kib(available_kib) and not rows else ExitCode.DONE
-
-
-def unmerged_dict(ksm: KsmState, available_kib: int) -> dict[str, object]:
-    """Return JSON values (docs/reference.md)."""
-    return {
-        "schema": SCHEMA,
+    values = {
         "fits": not ksm.missing_kib(available_kib),
         "merged": merged_dict(ksm, available_kib),
         "ksm_run": ksm.run,
         "merge_across_nodes": ksm.settings.merge_across_nodes,
     }
+    check = ("", fit_text(ksm.unmerge_kib, available_kib), "")
+    print_result(options, values, [check] if options.check else rows or merged_rows(ksm, available_kib, is_local=True))
+    return ExitCode.FAILED if ksm.missing_kib(available_kib) and not rows else ExitCode.DONE
 
 
 def unmerge(
@@ -178,7 +163,6 @@ def merged_rows(ksm: KsmState, available_kib: int, *, is_local: bool) -> Iterato
 
 
 def fit_text(needed_kib: int | None, available_kib: int) -> str:
-    """Say whether unmerging fits into memory."""
     if needed_kib is not None and needed_kib > available_kib:
         return f"unmerging needs {format_kib(needed_kib - available_kib)} more free memory"
     return f"unmerging needs up to {format_kib(needed_kib)}, {format_kib(available_kib)} available: ok"

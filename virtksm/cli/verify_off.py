@@ -10,14 +10,12 @@ import argparse
 
 from virtksm.cli.layout import print_result
 from virtksm.cli.unmerge import merged_dict, read_here, require_this_machine
-from virtksm.errors import ExitCode
+from virtksm.errors import NUMA_HIDES_PAGES, ExitCode
 from virtksm.model.decision import Pause
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
 from virtksm.model.snapshot import KsmState
-from virtksm.paths import LOCAL, RuntimePaths
+from virtksm.paths import LOCAL
 from virtksm.store.switch import SwitchFile
-
-SCHEMA = 1
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,14 +23,15 @@ def run(options: argparse.Namespace) -> int:
     from virtksm.host.local_facts import ProcFacts  # psutil, which is not there where man pages are made
 
     require_this_machine(options)
-    paused = SwitchFile(RuntimePaths(options.runtime_dir, options.state_dir).host_switch(LOCAL)).read()
+    paused = SwitchFile(options.paths.host_switch(LOCAL)).read()
     facts = ProcFacts()
     ksm, available_kib = read_here(facts)
     has_uncounted = ksm.ksm_zero_pages is None and facts.ksm_counter("use_zero_pages") == 1
-    doubts = find_doubts(paused, ksm, has_uncounted_zero_pages=has_uncounted)
+    doubts = find_doubts(
+        paused, ksm, has_uncounted_zero_pages=has_uncounted, numa_hides_pages=facts.numa_balancing_hides_pages()
+    )
     since = paused.since if paused is not None and paused.since else None
     values = {
-        "schema": SCHEMA,
         "verified": not doubts,
         "doubts": doubts,
         "paused": paused is not None,
@@ -53,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.FAILED if doubts else ExitCode.DONE
 
 
-def find_doubts(paused: Pause | None, ksm: KsmState, *, has_uncounted_zero_pages: bool) -> list[str]:
+def find_doubts(
+    paused: Pause | None, ksm: KsmState, *, has_uncounted_zero_pages: bool, numa_hides_pages: bool
+) -> list[str]:
     """Return the doubts that KSM is off, each with its remedy; none if it certainly is."""
     doubts = []
     if paused is None:
@@ -70,4 +71,6 @@ def find_doubts(paused: Pause | None, ksm: KsmState, *, has_uncounted_zero_pages
         doubts.append(f"{ksm.pages_sharing} pages share {ksm.pages_shared}{zero} (virtksm unmerge)")
     if has_uncounted_zero_pages:
         doubts.append(f"{UNCOUNTED_ZERO_PAGES}: {COUNT_ZERO_PAGES}")
+    if numa_hides_pages:
+        doubts.append(NUMA_HIDES_PAGES)
     return doubts

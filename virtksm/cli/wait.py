@@ -15,21 +15,16 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
 
 from virtksm.cli.answers import DECISION, PASS, STATUS
 from virtksm.cli.ask_agent import ask_serving, take_answer
 from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import YEAR_S, timespan
 from virtksm.errors import START_AGENT, ExitCode, VirtksmError
-from virtksm.paths import RuntimePaths
 from virtksm.uri import is_local, named_uri
 
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, TypeGuard
-
-SCHEMA = 1
 ASK_EVERY_S = 0.5
 PASS_ASKED_FOR = {**PASS, "decision": {**DECISION, "numbers": {"memory_kib": int | None, "settling_kib": int | None}}}
 ASKED_FOR = {**STATUS, "last_pass": (PASS_ASKED_FOR, None)}
@@ -59,14 +54,14 @@ def run(options: argparse.Namespace) -> int:
     """
     from virtksm.cli.progress import Progress
 
-    paths, began_s = RuntimePaths(options.runtime_dir), time.monotonic()
+    began_s = time.monotonic()
 
     def ask() -> dict[str, Any] | None:
-        answer = ask_serving(paths, options.connect, {"op": "status"})
+        answer = ask_serving(options.paths, options.connect, {"op": "status"})
         return None if answer is None else take_answer(answer, "status", ASKED_FOR)
 
     def dry_run() -> dict[str, Any] | None:
-        answer = ask_serving(paths, options.connect, {"op": "retune", "dry_run": True})
+        answer = ask_serving(options.paths, options.connect, {"op": "retune", "dry_run": True})
         return None if answer is None else take_answer(answer, "pass", PASS_ASKED_FOR)
 
     with Progress(is_wanted=not options.json) as progress:
@@ -82,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             result = waiting.look(time.monotonic() - began_s)
     code, label = RESULTS[result]
     waited_s = round(time.monotonic() - began_s, 3)
-    values = {"schema": SCHEMA, "result": result, "reason": waiting.reason, "waited_s": waited_s}
+    values = {"result": result, "reason": waiting.reason, "waited_s": waited_s}
     print_result(options, values, [("", label, waiting.reason)])
     return code
 

@@ -164,6 +164,10 @@ class MetricsParams(NamedTuple):
         bounds=(0, 1000, "guests"),
     )
 
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.listen or self.textfile)
+
 
 @table
 class Config(NamedTuple):

@@ -5,28 +5,31 @@ A fact that could not be read is a CannotTell: raised, or kept in its place unti
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.hooks import HookFile, read_hooks
 from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
-from virtksm.doctor.reading.own import AgentSeen, Own, read_config, read_own
+from virtksm.doctor.reading.own import AgentSeen, read_config, read_state
 from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, has_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
 from virtksm.host.systemd import state_age_s
+from virtksm.model.decision import Pause
 from virtksm.paths import RuntimePaths
+from virtksm.tuning.ownership import HostState
 from virtksm.uri import is_alias
-from virtksm.wiring import is_this_machine
+from virtksm.wiring import is_this_machine, make_switch
 
 T = TypeVar("T")
 
@@ -38,6 +41,19 @@ MOM_UNITS = ("mom-vdsm.service", "momd.service", "supervdsmd.service")
 THROTTLER_UNITS = ("kata-ksm-throttler.service",)
 JUDGED = {KSM_UNIT, TUNED_UNIT, QEMU_KVM_UNIT, *KSMTUNED_UNITS, *MOM_UNITS, *THROTTLER_UNITS}
 """Units that have checks of their own, whatever their files say of KSM."""
+
+
+HOOKS = "etc/libvirt/hooks"
+
+
+class HookFile(NamedTuple):
+    """A file where libvirt looks for QEMU's hooks; `changed_at_s` is Unix time (ctime)."""
+
+    path: str
+    is_executable: bool
+    is_roots: bool
+    changed_at_s: float
+    selinux_label: str = ""
 
 
 def known(fact: T | CannotTell) -> T:
@@ -120,11 +136,27 @@ class Here:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """All facts; `here` is a DoesNotApply where the connection leads to another machine."""
+    """All facts; `here` is a DoesNotApply where the connection leads to another machine.
+
+    `configuration` is it, or its faults, and `keys_set` the keys that its files set. `known_agent` is the agent's
+    status, None where none runs. `folder` is for what virtksm does at run time, `state` the host's state in it;
+    `faults`: what is wrong with the folders.
+    """
 
     here: Here | DoesNotApply
     libvirt: Libvirt | VirtksmError
-    own: Own
+    configuration: Config | tuple[str, ...]
+    keys_set: frozenset[str] = frozenset()
+    paused: Pause | None
+    known_agent: AgentSeen | CannotTell | None
+    folder: str
+    faults: tuple[str, ...]
+    state: HostState | CannotTell
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
+        return self.configuration if isinstance(self.configuration, Config) else Config()
 
     @property
     def this_machine(self) -> Here:
@@ -158,8 +190,13 @@ class Facts:
 
     @property
     def agent(self) -> AgentSeen | None:
-        """The agent's status, None where none runs."""
-        return known(self.own.agent)
+        """The agent's status, None where none runs; raises CannotTell."""
+        return known(self.known_agent)
+
+    @property
+    def agent_seen(self) -> AgentSeen | None:
+        """The agent's status, None also where it is not known."""
+        return self.known_agent if isinstance(self.known_agent, AgentSeen) else None
 
 
 def read_facts(
@@ -177,8 +214,38 @@ def read_facts(
         here = DoesNotApply("another machine: run this command there")
     if isinstance(here, DoesNotApply) and not (isinstance(agent, AgentSeen) and agent.uri == uri):
         agent = None  # this machine's
-    own = read_own(uri, configuration, paths, agent, keys_set=keys_set)
-    return Facts(here=here, libvirt=libvirt, own=own)
+    state, faults = read_state(uri, paths, config)
+    return Facts(
+        here=here,
+        libvirt=libvirt,
+        configuration=configuration,
+        keys_set=keys_set,
+        paused=None if is_alias(uri) else make_switch(uri, config, paths).read(),
+        known_agent=agent,
+        folder=paths.root,
+        faults=faults,
+        state=state,
+    )
+
+
+def read_hooks(root: Root) -> list[HookFile]:
+    """Read QEMU's hooks."""
+    found = []
+    for path in (f"{HOOKS}/qemu", *(f"{HOOKS}/qemu.d/{name}" for name in root.names(f"{HOOKS}/qemu.d"))):
+        status = root.status(path)
+        if status is None:
+            continue
+        is_executable = stat.S_ISREG(status.st_mode) and bool(status.st_mode & 0o111)
+        is_roots = status.st_uid == 0 and not status.st_mode & 0o022
+        found.append(HookFile(f"/{path}", is_executable, is_roots, status.st_ctime, _read_label(root.path(path))))
+    return found
+
+
+def _read_label(path: str) -> str:
+    try:
+        return os.getxattr(path, "security.selinux").decode("ascii", "replace").strip("\0")
+    except OSError:  # not labelled, or no SELinux
+        return ""
 
 
 def find_kept_off(here: Here) -> str | None:

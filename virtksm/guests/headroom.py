@@ -21,9 +21,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
 
@@ -71,24 +71,38 @@ class Host:
     is_merging: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Headroom:
-    """The rooms of rule 3, and the risk of rule 4; `missing_after_swap_kib` is None where swap is unknown."""
+class Room(NamedTuple):
+    """Memory of further guests in KiB, on the assumptions of rule 3."""
 
-    merge_ratio: float
-    growth_kib: int
-    swapped_kib: int
-    safe_kib: int
-    unmerged_kib: int
-    at_ratio_kib: int
+    safe: int
+    """All merged pages unmerge."""
+    unmerged: int
+    """New memory does not merge."""
+    at_ratio: int
+    """New memory merges as the present does."""
+
+
+class Risk(NamedTuple):
+    """The risk of rule 4; the last two are None where swap is unknown."""
+
+    unmerging_kib: int
     needed_kib: int
     missing_kib: int
+    swap_free_kib: int | None
     missing_after_swap_kib: int | None
 
-    @property
-    def room_kib(self) -> Mapping[str, int]:
-        """The rooms by their names in JSON and metrics."""
-        return {"safe": self.safe_kib, "unmerged": self.unmerged_kib, "at_ratio": self.at_ratio_kib}
+
+class Headroom(NamedTuple):
+    """What `virtksm headroom --json` prints of the arithmetic (docs/reference.md)."""
+
+    available_kib: int
+    reserve_kib: int
+    growth_kib: int
+    swapped_kib: int
+    saved_kib: int
+    merge_ratio: float
+    room_kib: Room
+    risk: Risk
 
 
 def need_of(guest: Guest, xml: GuestXml, max_kib: int | None, *, zero_kib: int = 0, swapped_kib: int = 0) -> GuestNeed:
@@ -141,14 +155,14 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
     at_ratio_kib = room(int(free_kib / (1 - (ratio if host.is_merging else 0.0))) - growth_kib)
     needed_kib = host.unmerging_kib + growth_kib + at_ratio_kib
     missing_kib = max(needed_kib - host.available_kib, 0)
+    after_swap_kib = None if host.swap_free_kib is None else max(missing_kib - host.swap_free_kib, 0)
     return Headroom(
-        merge_ratio=ratio,
+        available_kib=host.available_kib,
+        reserve_kib=host.reserve_kib,
         growth_kib=growth_kib,
         swapped_kib=sum(guest.swapped_kib for guest in known),
-        safe_kib=room(free_kib - growth_kib - host.unmerging_kib),
-        unmerged_kib=room(free_kib - growth_kib),
-        at_ratio_kib=at_ratio_kib,
-        needed_kib=needed_kib,
-        missing_kib=missing_kib,
-        missing_after_swap_kib=None if host.swap_free_kib is None else max(missing_kib - host.swap_free_kib, 0),
+        saved_kib=host.saved_kib,
+        merge_ratio=round(ratio, 4),
+        room_kib=Room(room(free_kib - growth_kib - host.unmerging_kib), room(free_kib - growth_kib), at_ratio_kib),
+        risk=Risk(host.unmerging_kib, needed_kib, missing_kib, host.swap_free_kib, after_swap_kib),
     )

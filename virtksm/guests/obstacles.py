@@ -21,48 +21,37 @@ from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from virtksm.guests.process import GuestProcess  # making it is start-up time, and the agent has none
 
 
 class Obstacle(Enum):
-    """What keeps a guest's RAM from merging; the values are those of --json, `text` is for people."""
+    """What keeps a guest's RAM from merging; the values are those of --json, `text` is for people.
 
-    NOSHAREPAGES = "nosharepages"
-    MERGE_OFF = "mem_merge_off"
-    CONFIDENTIAL = "confidential"
-    HUGEPAGES = "hugepages"
-    SHARED_MEMORY = "shared_memory"
-    PINNED = "pinned"
-    UNMERGED = "unmerged"
-    NOT_OFFERED = "not_offered"
-    KSM_OFF = "ksm_off"
+    `is_whole`: nothing of the process merges; else video memory and firmware beside its RAM do. `is_lasting`: the
+    guest's RAM stays out, or is to stay out, whatever its QEMU is told while it runs.
+    """
 
-    @property
-    def text(self) -> str:
-        return _TEXTS[self]
+    NOSHAREPAGES = ("nosharepages", "nosharepages in its XML", True, True)
+    MERGE_OFF = ("mem_merge_off", "mem-merge=off on QEMU's command line", True, True)
+    CONFIDENTIAL = ("confidential", "encrypted memory (launchSecurity)", True, True)
+    HUGEPAGES = ("hugepages", "huge pages", False, True)
+    SHARED_MEMORY = ("shared_memory", "shared memory (memfd or file)", False, True)
+    PINNED = ("pinned", "pinned by a device (VFIO or vDPA)", False, False)
+    UNMERGED = ("unmerged", "unmerged while it runs", False, False)
+    NOT_OFFERED = ("not_offered", "QEMU offers nothing to KSM", True, False)
+    KSM_OFF = ("ksm_off", "KSM is off", True, False)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing of the process merges; else video memory and firmware beside its RAM do."""
-        return self not in (Obstacle.HUGEPAGES, Obstacle.SHARED_MEMORY, Obstacle.PINNED, Obstacle.UNMERGED)
+    text: str
+    is_whole: bool
+    is_lasting: bool
 
-    @property
-    def is_lasting(self) -> bool:
-        """Whether the guest's RAM stays out, or is to stay out, whatever its QEMU is told while it runs."""
-        return self not in (Obstacle.PINNED, Obstacle.UNMERGED, Obstacle.NOT_OFFERED, Obstacle.KSM_OFF)
-
-
-_TEXTS = {
-    Obstacle.NOSHAREPAGES: "nosharepages in its XML",
-    Obstacle.MERGE_OFF: "mem-merge=off on QEMU's command line",
-    Obstacle.CONFIDENTIAL: "encrypted memory (launchSecurity)",
-    Obstacle.HUGEPAGES: "huge pages",
-    Obstacle.SHARED_MEMORY: "shared memory (memfd or file)",
-    Obstacle.PINNED: "pinned by a device (VFIO or vDPA)",
-    Obstacle.UNMERGED: "unmerged while it runs",
-    Obstacle.NOT_OFFERED: "QEMU offers nothing to KSM",
-    Obstacle.KSM_OFF: "KSM is off",
-}
+    def __new__(cls, value: str, text: str, is_whole: bool, is_lasting: bool) -> Self:  # noqa: FBT001  # a table's row
+        made = object.__new__(cls)
+        made._value_ = value
+        made.text, made.is_whole, made.is_lasting = text, is_whole, is_lasting
+        return made
 
 
 def find_obstacles(
@@ -71,9 +60,8 @@ def find_obstacles(
     """Return what keeps a guest's RAM from merging; nothing if it can merge, as far as is known.
 
     Without its process the arguments in the XML count; `ksm_run` is KSM's `run`, None where it is not known;
-    `is_unmerged`: it was unmerged while it runs. A process
-    that merges any memory (systemd's MemoryKSM=, which overrides nosharepages and mem-merge=off) is kept out by
-    neither.
+    `is_unmerged`: it was unmerged while it runs. A process that merges any memory (systemd's MemoryKSM=, which
+    overrides nosharepages and mem-merge=off) is kept out by neither.
     """
     ksm = None if process is None else process.ksm
     merges_any = ksm is not None and ksm.merges_any

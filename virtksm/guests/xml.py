@@ -8,10 +8,10 @@ libvirt for each guest (0.2-1 ms); it is never part of a pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from xml.parsers import expat
+from xml.etree import ElementTree as ET
 
 from virtksm.errors import GuestVanished, LibvirtUnreachable, Unforeseen, VirtksmError
 from virtksm.guests.ports import Descriptions
@@ -20,22 +20,15 @@ from virtksm.model.snapshot import IMAGE, Guest
 NAMESPACE = "urn:virtksm:guest"
 """The namespace of virtksm's element <guest private="yes" group="NAME"/> in a domain's <metadata>."""
 
-MAX_CHARACTERS = 4 * 1024 * 1024
-"""libvirt's own limit for a domain's XML over its sockets."""
+MAX_CHARACTERS = 1 << 20
+"""Ten times that of a domain with a hundred disks; the tree of hostile XML of this length takes 42 MiB (measured)."""
 
 MAX_DIGITS = 18
 """Of an amount of memory in KiB."""
 
 MAX_CELLS = 4096
 """NUMA cells of a guest that are told apart: a thousand times what any guest has."""
-_GUEST = ("metadata", f"{NAMESPACE} guest")
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-_QEMU_ARGUMENT = (f"{_QEMU} commandline", f"{_QEMU} arg")
-_CELL = ("cpu", "numa", "cell")
-_PAGE = ("memoryBacking", "hugepages", "page")
-_LIMITS = (("memtune", "hard_limit"), ("memtune", "soft_limit"))
-_AMOUNTS = (("memory",), ("currentMemory",), *_LIMITS)
-_NUMATUNE = (("numatune", "memory"), ("numatune", "memnode"))
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _PINNING_DEVICES = frozenset(
     {("hostdev", "pci"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme"), ("disk", "vhostvdpa")}
 )
@@ -43,21 +36,8 @@ _PINNING_DEVICES = frozenset(
 
 Mediated devices (mdev) pin only what they use.
 """
-_DEVICES = {("devices", element) for element, _ in _PINNING_DEVICES}
-_BALLOON = ("devices", "memballoon")
-_BACKING = {("memoryBacking", element) for element in ("nosharepages", "hugepages", "source", "access")}
-_LAUNCH_SECURITY = ("launchSecurity",)
-_DISK = ("devices", "disk")
-_KERNEL = ("os", "kernel")
-_READ = {_GUEST, _QEMU_ARGUMENT, _CELL, _PAGE, _LAUNCH_SECURITY, *_AMOUNTS, *_NUMATUNE, *_DEVICES, *_BACKING, _BALLOON}
-"""The elements below <domain> that are read, besides sources of backing stores."""
-_WITH_TEXT = {*_AMOUNTS, _KERNEL}
 _BINDING = ("strict", "restrictive")
 """numatune's modes that leave a guest no other node's memory; strict is the default."""
-MAX_DEPTH = 4
-"""Of these, with <domain>."""
-MAX_BACKING_DEPTH = MAX_DEPTH + 32
-"""Of a backing store's source: deeper ones than any chain has would cost time."""
 _SOURCE = ("file", "dev", "pool", "volume", "protocol", "name")
 """The attributes that say where a backing store is."""
 
@@ -103,112 +83,82 @@ def parse_guest_xml(text: str) -> GuestXml:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"is longer than {MAX_CHARACTERS} characters")
-    reader = _Reader()
     try:
-        reader.parser.Parse(text.encode(), True)  # noqa: FBT003  # expat takes no keyword
-    except (expat.ExpatError, UnicodeEncodeError) as error:
+        domain = ET.XML(text, ET.XMLParser(target=_Builder()))  # noqa: S314  # see above
+    except (ET.ParseError, UnicodeEncodeError) as error:
         raise ValueError(f"is no XML: {error}") from error
-    if reader.roots != ["domain"]:
+    if domain.tag != "domain":
         raise ValueError("is no domain's XML")
-    return reader.found()
+    declared = domain.findall(f"metadata/{{{NAMESPACE}}}guest")
+    source, access = (_last(domain, f"memoryBacking/{name}") for name in ("source", "access"))
+    # Without an <access>, QEMU shares memfd and nothing else.
+    default = access.get("mode") or ("shared" if source.get("type") == "memfd" else "private")
+    cells = domain.findall("cpu/numa/cell") or [_NONE]
+    limits = [_amount(domain, f"memtune/{name}") for name in ("hard_limit", "soft_limit")]
+    return GuestXml(
+        is_private=any(one.get("private", "no") != "no" for one in declared),
+        group=next((group for one in declared if (group := one.get("group"))), None),
+        is_kept_out=domain.find("memoryBacking/nosharepages") is not None,
+        memory_kib=_amount(domain, "memory"),
+        current_kib=_amount(domain, "currentMemory"),
+        limit_kib=min((kib for kib in limits if kib is not None), default=None),
+        bound_to=_bound_to(domain, "memnode") or _bound_to(domain, "memory"),
+        has_hugepages=domain.find("memoryBacking/hugepages") is not None and _is_all_huge(domain, cells),
+        is_shared=all(cell.get("memAccess", default) == "shared" for cell in cells),
+        pins_memory=any((one.tag, one.get("type")) in _PINNING_DEVICES for one in domain.findall("devices/*")),
+        is_confidential=domain.find("launchSecurity") is not None,
+        qemu_arguments=tuple(one.get("value", "") for one in domain.findall(f"{_QEMU}commandline/{_QEMU}arg")),
+        image=_name_image(_backing(domain) or "".join(_last(domain, "os/kernel").itertext())),
+        reports_free_pages=domain.find("devices/memballoon[@freePageReporting='on']") is not None,
+    )
 
 
-class _Reader:
-    """Expat's callbacks, and what they have found: the attributes of elements, by their path below <domain>."""
-
-    def __init__(self) -> None:
-        self.roots: list[str] = []
-        self._path: list[str] = []
-        self._text: list[str] = []
-        self._seen: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
-        self._texts: dict[tuple[str, ...], str] = {}
-        self._disks = self._image_disk = 0
-        self._backing = ""
-        self.parser = parser = expat.ParserCreate(encoding="utf-8", namespace_separator=" ")
-        parser.StartElementHandler = self._begin
-        parser.EndElementHandler = self._end
-        parser.StartDoctypeDeclHandler = self._refuse
-
-    def found(self) -> GuestXml:
-        seen = self._seen
-        source, access = (self._last("memoryBacking", name) for name in ("source", "access"))
-        # Without an <access>, QEMU shares memfd and nothing else.
-        default = access.get("mode") or ("shared" if source.get("type") == "memfd" else "private")
-        return GuestXml(
-            is_private=any(one.get("private", "no") != "no" for one in seen.get(_GUEST, ())),
-            group=next((one["group"] for one in seen.get(_GUEST, ()) if one.get("group")), None),
-            is_kept_out=("memoryBacking", "nosharepages") in seen,
-            memory_kib=self._amount("memory"),
-            current_kib=self._amount("currentMemory"),
-            limit_kib=min((kib for path in _LIMITS if (kib := self._amount(*path)) is not None), default=None),
-            bound_to=self._bound_to("memnode") or self._bound_to("memory"),
-            has_hugepages=("memoryBacking", "hugepages") in seen and self._is_all_huge(),
-            is_shared=all(cell.get("memAccess", default) == "shared" for cell in seen.get(_CELL, [{}])),
-            pins_memory=any(
-                (at[1], one.get("type")) in _PINNING_DEVICES for at in _DEVICES for one in seen.get(at, ())
-            ),
-            is_confidential=_LAUNCH_SECURITY in seen,
-            qemu_arguments=tuple(one.get("value", "") for one in seen.get(_QEMU_ARGUMENT, ())),
-            image=_name_image(self._backing or self._texts.get(_KERNEL, "")),
-            reports_free_pages=any(one.get("freePageReporting") == "on" for one in seen.get(_BALLOON, ())),
-        )
-
-    def _amount(self, *path: str) -> int | None:
-        """Return an amount in KiB, as libvirt writes every one."""
-        is_kib = self._last(*path).get("unit", "KiB") == "KiB"
-        return _parse_whole(self._texts.get(path, "")) if is_kib else None
-
-    def _last(self, *path: str) -> Mapping[str, str]:
-        return self._seen.get(path, [{}])[-1]
-
-    def _bound_to(self, element: str) -> tuple[tuple[int, ...], ...]:
-        tuned = self._seen.get(("numatune", element), ())
-        sets = [_parse_nodeset(one.get("nodeset", "")) for one in tuned if one.get("mode", "strict") in _BINDING]
-        return tuple(tuple(node for node in range(bits.bit_length()) if bits >> node & 1) for bits in sets if bits)
-
-    def _is_all_huge(self) -> bool:
-        """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""
-        pages = self._seen.get(_PAGE, [])
-        if not pages or any("nodeset" not in page for page in pages):
-            return True
-        nodes = 0
-        for page in pages:
-            nodes |= _parse_nodeset(page["nodeset"])
-        cells = [
-            _parse_whole(cell.get("id", str(at)), MAX_CELLS) for at, cell in enumerate(self._seen.get(_CELL, [{}]))
-        ]
-        return all(cell is not None and nodes >> cell & 1 for cell in cells)
-
-    def _begin(self, name: str, attributes: Mapping[str, str]) -> None:
-        if not self._path:
-            self.roots.append(name)
-        self._path.append(name)
-        path = tuple(self._path[1:]) if len(self._path) <= MAX_DEPTH else ()
-        if path in _READ and self._path[0] == "domain":
-            self._seen.setdefault(path, []).append(attributes)
-        if path in _WITH_TEXT:
-            self._text = []
-            self.parser.CharacterDataHandler = self._text.append
-        self._disks += path == _DISK
-        if name == "source" and MAX_DEPTH < len(self._path) <= MAX_BACKING_DEPTH:
-            self._note_backing(attributes)
-
-    def _note_backing(self, attributes: Mapping[str, str]) -> None:
-        """Note the source of a backing store unless an earlier disk has one; of a chain, the innermost comes last."""
-        is_backing = tuple(self._path[1:3]) == _DISK and set(self._path[3:-1]) == {"backingStore"}
-        if is_backing and self._image_disk in (0, self._disks):
-            self._image_disk = self._disks
-            self._backing = "\n".join(f"{one}={attributes[one]}" for one in _SOURCE if one in attributes)
-
-    def _end(self, name: str) -> None:
-        path = tuple(self._path[1:]) if len(self._path) <= MAX_DEPTH else ()
-        if path in _WITH_TEXT:
-            self.parser.CharacterDataHandler = None
-            self._texts[path] = "".join(self._text)
-        self._path.pop()
-
-    def _refuse(self, *_arguments: object) -> None:
+class _Builder(ET.TreeBuilder):
+    def doctype(self, *_arguments: object) -> None:
         raise ValueError("has a document type, which libvirt never writes")
+
+
+_NONE = ET.Element("none")
+
+
+def _last(domain: ET.Element, path: str) -> ET.Element:
+    return (domain.findall(path) or [_NONE])[-1]
+
+
+def _amount(domain: ET.Element, path: str) -> int | None:
+    """Return an amount in KiB, as libvirt writes every one."""
+    element = _last(domain, path)
+    return _parse_whole("".join(element.itertext())) if element.get("unit", "KiB") == "KiB" else None
+
+
+def _bound_to(domain: ET.Element, name: str) -> tuple[tuple[int, ...], ...]:
+    tuned = domain.findall(f"numatune/{name}")
+    sets = [_parse_nodeset(one.get("nodeset", "")) for one in tuned if one.get("mode", "strict") in _BINDING]
+    return tuple(tuple(node for node in range(bits.bit_length()) if bits >> node & 1) for bits in sets if bits)
+
+
+def _is_all_huge(domain: ET.Element, cells: Sequence[ET.Element]) -> bool:
+    """Return whether huge pages back every NUMA cell: a page with a nodeset is for the cells in it alone."""
+    nodesets = [page.get("nodeset") for page in domain.findall("memoryBacking/hugepages/page")]
+    if not nodesets or None in nodesets:
+        return True
+    nodes = 0
+    for nodeset in nodesets:
+        nodes |= _parse_nodeset(nodeset or "")
+    numbers = [_parse_whole(cell.get("id", str(at)), MAX_CELLS) for at, cell in enumerate(cells)]
+    return all(number is not None and nodes >> number & 1 for number in numbers)
+
+
+def _backing(domain: ET.Element) -> str:
+    """Return the source of the innermost backing store of the first disk that has one, as text; nothing for none."""
+    for disk in domain.findall("devices/disk"):
+        source, store = None, disk.find("backingStore")
+        while store is not None:
+            found, store = store.find("source"), store.find("backingStore")
+            source = source if found is None else found
+        if source is not None:
+            return "\n".join(f"{one}={source.get(one)}" for one in _SOURCE if one in source.attrib)
+    return ""
 
 
 def _name_image(source: str) -> str | None:

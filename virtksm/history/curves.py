@@ -80,19 +80,14 @@ MIN_S = 1.0
 
 
 class Point(NamedTuple):
-    """What was seen at Unix time `at_s`; CPU time is since boot."""
+    """What was seen at Unix time `at_s`, of what a sample has; CPU time is since boot."""
 
     at_s: float
     saved_kib: int | None
-    cpu_seconds: float | None
+    ksmd_cpu_seconds: float | None
 
 
-def points_of(samples: Iterable[Sample]) -> list[Point]:
-    """Return samples as points."""
-    return [Point(at_s=one.at_s, saved_kib=one.saved_kib, cpu_seconds=one.ksmd_cpu_seconds) for one in samples]
-
-
-def saved_levels(points: Sequence[Point], *, until_s: float, step_s: float, steps: int) -> list[int | None]:
+def saved_levels(points: Sequence[Point | Sample], *, until_s: float, step_s: float, steps: int) -> list[int | None]:
     """Return what was saved at the end of each of the last `steps` stretches of `step_s` seconds.
 
     Where nothing was seen in a stretch, it is what was seen last before it, None before the first.
@@ -109,29 +104,25 @@ def saved_levels(points: Sequence[Point], *, until_s: float, step_s: float, step
     return levels
 
 
-def core_share(points: Sequence[Point], now: Point) -> tuple[float, float] | None:
-    """Return the share of a core that ksmd took lately, in percent, and over how many seconds; None if unknown.
+def core_share(points: Iterable[Point | Sample], now: Point) -> dict[str, float | None]:
+    """Return as JSON values the share of a core that ksmd took lately, in percent, and over how many seconds.
 
     Lately is `LATELY_S`, or since the last point where that is longer ago. Points of before a reboot do not count.
     """
-    if now.cpu_seconds is None:
-        return None
-    began: Point | None = None
-    before_s = 0.0
-    for point in points:
-        if point.cpu_seconds is None or now.at_s - point.at_s < MIN_S:
+    began_s, began_cpu_s, before_s = 0.0, None, 0.0
+    for at_s, cpu_s in ((point.at_s, point.ksmd_cpu_seconds) for point in points):
+        if cpu_s is None or now.at_s - at_s < MIN_S:
             continue
-        if point.cpu_seconds < before_s:  # the host was booted between the two
-            began = None
-        before_s = point.cpu_seconds
-        if point.cpu_seconds > now.cpu_seconds:
-            continue
-        if began is None or began.at_s < now.at_s - LATELY_S:
-            began = point
-    if began is None or began.cpu_seconds is None:
-        return None
-    over_s = now.at_s - began.at_s
-    return 100 * (now.cpu_seconds - began.cpu_seconds) / over_s, over_s
+        if cpu_s < before_s:  # the host was booted between the two
+            began_cpu_s = None
+        before_s = cpu_s
+        is_lately = began_cpu_s is not None and began_s >= now.at_s - LATELY_S
+        if now.ksmd_cpu_seconds is not None and cpu_s <= now.ksmd_cpu_seconds and not is_lately:
+            began_s, began_cpu_s = at_s, cpu_s
+    if now.ksmd_cpu_seconds is None or began_cpu_s is None:
+        return {"core_percent": None, "over_s": None}
+    over_s = now.at_s - began_s
+    return {"core_percent": round(100 * (now.ksmd_cpu_seconds - began_cpu_s) / over_s, 2), "over_s": round(over_s, 1)}
 
 
 def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str, object]:
@@ -139,9 +130,7 @@ def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str
 
     The curves are of saved memory (KiB) and of ksmd's share of a core (percent), over `width_s` seconds at a time.
     """
-    last = [
-        replace(one, at_s=now.at_s, saved_kib=now.saved_kib, ksmd_cpu_seconds=now.cpu_seconds) for one in samples[-1:]
-    ]
+    last = [replace(one, **now._asdict()) for one in samples[-1:]]
     # The last stretch is no shorter than others can be, so that a burst in it is no peak.
     of_cpu = [*(one for one in samples if now.at_s - one.at_s >= SAMPLE_S), *last]
     cpu: list[list[list[float]]] = []
@@ -150,9 +139,8 @@ def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str
             cpu.append([])
         cpu[-1] += [[one.from_s, 100 * one.share], [one.to_s, 100 * one.share]]
     saved = pieces([one for one in (*samples, *last) if one.saved_kib is not None])
-    share = core_share(points_of(samples), now)
     return {
         "saved_kib": [[[one.at_s, one.saved_kib] for one in piece] for piece in saved],
         "core_percent": cpu,
-        "ksmd": {"core_percent": share and round(share[0], 2), "over_s": share and round(share[1], 1)},
+        "ksmd": core_share(samples, now),
     }

@@ -13,7 +13,6 @@ Samples and events travel as tables, a list of columns and a list of rows (`as_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
@@ -110,9 +109,6 @@ class History(Protocol):
 SAMPLE_FIELDS = Sample._fields
 EVENT_FIELDS = GuestEvent._fields
 
-sample_row = attrgetter(*SAMPLE_FIELDS)
-event_row = attrgetter(*EVENT_FIELDS)
-
 
 def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sample:
     """Return the host as a pass left it, at Unix time `at_s`, with the settings `after` it."""
@@ -148,14 +144,9 @@ def thin(samples: Sequence[Sample], limit: int, *, until_s: float) -> tuple[Samp
 def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[str, object]:
     """Return samples and events as JSON values, in their compact form."""
     return {
-        "samples": {"columns": list(SAMPLE_FIELDS), "rows": [list(sample_row(one)) for one in samples]},
-        "events": {"columns": list(EVENT_FIELDS), "rows": [list(event_row(one)) for one in events]},
+        "samples": {"columns": list(SAMPLE_FIELDS), "rows": [list(one) for one in samples]},
+        "events": {"columns": list(EVENT_FIELDS), "rows": [list(one) for one in events]},
     }
-
-
-def as_rows(events: Sequence[GuestEvent]) -> list[dict[str, object]]:
-    """Return events as JSON objects."""
-    return [dict(zip(EVENT_FIELDS, event_row(one), strict=True)) for one in events]
 
 
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:

@@ -210,6 +210,15 @@ class ProcFacts:
         text = read_small(f"{self._sys_ksm}/{name}")
         return None if text is None else parse_counter(text)
 
+    def numa_balancing_hides_pages(self) -> bool:
+        """Tell whether this is Linux 6.1 and balances NUMA nodes: pages that it has marked stay merged, uncounted.
+
+        There follow_page(), by which KSM looks for pages, finds none of them (mm/gup.c). Without NUMA it balances none.
+        """
+        folder = f"{psutil.PROCFS_PATH}/sys/kernel"
+        balances = (read_small(f"{folder}/numa_balancing") or "0").strip() != "0"
+        return balances and (read_small(f"{folder}/osrelease") or "").startswith("6.1.")
+
     def general_profit_bytes(self) -> int | None:
         text = read_small(f"{self._sys_ksm}/general_profit")
         return None if text is None else parse_counter(text, is_signed=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from virtksm.model.snapshot import IDLE
 from virtksm.policy.adaptive import WATCH_S, AdaptivePolicy
-from virtksm.policy.adaptive.changes import total_kib
+from virtksm.policy.adaptive.changes import add, total_kib
 from virtksm.policy.adaptive.full_scans import cpu_share, feed
-from virtksm.policy.adaptive.worth import expect, expected_kib
+from virtksm.policy.adaptive.worth import expect
 from virtksm.text import format_kib
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ class ObservePolicy(AdaptivePolicy):
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
         settings, _, _ = feed(snapshot, state, current, cpu_share(snapshot, self.params, need.pressure))
-        is_check, kib = state.scans.is_check, current.scanning_kib + state.backlog.scanned_once_kib
-        expected = kib * expect(snapshot, state, state.scans.started).ratio
-        if is_check:
-            expected = expected_kib(state.learned, state.scans.changed)
+        scanned = add(current.scanning, state.backlog.scanned_once)
+        is_check, kib = state.scans.is_check, sum(scanned.values())
+        expected = expect(snapshot, state).gain_kib(scanned)
         rule, what = ("check_scan", "may have changed in place") if is_check else ("full_scan", "are not scanned yet")
         text = (
             f"{rule.replace('_', ' ')} of {format_kib(total_kib(snapshot, state))}: {format_kib(kib)} {what}, "

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -31,10 +31,8 @@ from virtksm.history.samples import (
     SAMPLE_FIELDS,
     GuestEvent,
     Sample,
-    event_row,
     parse_events,
     parse_samples,
-    sample_row,
 )
 from virtksm.store.files import ensure_folder, read_at_most, unusable
 
@@ -133,8 +131,8 @@ class HistoryFile:
             if _version(database) == 0:
                 for statement in (*TABLES.values(), f"PRAGMA user_version = {SCHEMA}"):
                     database.execute(statement)
-            _insert(database, "samples", SAMPLE_FIELDS, map(sample_row, samples))
-            _insert(database, "events", EVENT_FIELDS, map(event_row, events))
+            _insert(database, "samples", SAMPLE_FIELDS, samples)
+            _insert(database, "events", EVENT_FIELDS, events)
             _insert(database, "decisions", ("line",), ((line,) for line in decisions))
             for kind, (limit, max_of_a_guest) in MAX_OF_A_KIND.items():
                 database.execute(SURPLUS_OF_A_GUEST, (kind, max_of_a_guest))
@@ -251,7 +249,7 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _insert(
-    database: sqlite3.Connection, table: str, columns: tuple[str, ...], rows: Iterator[tuple[object, ...]]
+    database: sqlite3.Connection, table: str, columns: tuple[str, ...], rows: Iterable[tuple[object, ...]]
 ) -> None:
     places = ", ".join("?" for _ in columns)
     statement = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"  # noqa: S608  # names of our own

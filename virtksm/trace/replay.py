@@ -19,7 +19,7 @@ from virtksm.model.snapshot import Settings, Snapshot
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
 from virtksm.policy.base import Policy
 from virtksm.policy.off import decide_off
-from virtksm.trace import Header, Law, Line, Pass, Torn
+from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
 
 Chooser = Callable[[Law], Policy[Any]]
 """Gives the policy to run where a law was in force."""
@@ -43,8 +43,8 @@ class Step:
         return (recorded.target, recorded.reason.rule) != (replayed.target, replayed.reason.rule)
 
 
-def replay(lines: Iterable[Line | Torn], choose: Chooser) -> Iterator[Step]:
-    """Yield a step for each pass of a trace; raises what `choose` raises."""
+def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: Sums) -> Iterator[Step]:
+    """Yield a step for each pass of a trace, and count them in `sums`; raises what `choose` raises."""
     player: _Player | None = None
     before: Snapshot | None = None
     for line in lines:
@@ -58,9 +58,16 @@ def replay(lines: Iterable[Line | Torn], choose: Chooser) -> Iterator[Step]:
                 if before is not None and line.snapshot.taken_s >= before.taken_s:
                     lasted_s = line.snapshot.taken_s - before.taken_s
                 before = line.snapshot
-                yield Step(line=line, replayed=replayed, lasted_s=lasted_s, began_anew=began_anew)
+                step = Step(line=line, replayed=replayed, lasted_s=lasted_s, began_anew=began_anew)
+                sums.take(step)
+                yield step
+            case Gap(missed=missed):
+                before = None
+                sums.gaps += 1
+                sums.missed += missed or 0
             case _:
                 before = None
+                sums.is_torn |= isinstance(line, Torn)
 
 
 class _Player:
@@ -109,41 +116,49 @@ class Share:
     _settings: Settings | None = None
     _is_granted: bool = False
 
-    def pass_time(self, lasted_s: float) -> None:
-        """Count the settings of the pass before, which have held for so long."""
-        settings = self._settings
-        if settings is None or not settings.pages_to_scan:
-            self.idle_s += lasted_s
-            return
-        batch, sleep_s = settings.pages_to_scan, (settings.sleep_millisecs or 0) / 1000
-        self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * DEFAULT_PAGE_COST_S))
+    def take(self, lasted_s: float | None, found: Settings, settings: Settings) -> None:
+        """Count the settings of the pass before, which have held for so long, and take those of this one.
 
-    def take(self, before: Settings, settings: Settings) -> None:
-        """Take new settings; a changed sleep grants a batch at once."""
-        held = before if self._settings is None else self._settings
+        `found` are those that it has found; a changed sleep grants a batch at once.
+        """
+        held = self._settings or found
+        batch, sleep_s = held.pages_to_scan or 0, (held.sleep_millisecs or 0) / 1000
+        if lasted_s is not None and batch and self._settings is not None:
+            self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * DEFAULT_PAGE_COST_S))
+        elif lasted_s is not None:
+            self.idle_s += lasted_s
         self._is_granted = settings.sleep_millisecs != held.sleep_millisecs
         self._settings = settings
+
+    def as_dict(self, lasted_s: float) -> dict[str, object]:
+        return {
+            "idle_percent": round(100 * self.idle_s / lasted_s, 1) if lasted_s else None,
+            "pages_per_s": round(self.pages / lasted_s, 1) if lasted_s else None,
+        }
 
 
 @dataclass(slots=True)
 class Sums:
-    """What a replay came to; `lasted_s` leaves out what lies between passes that do not follow each other."""
+    """What a replay came to, and what its trace lacks: at least so many passes, in gaps, and a whole last line.
+
+    `lasted_s` leaves out what lies between passes that do not follow each other.
+    """
 
     passes: int = 0
     differing: int = 0
     lasted_s: float = 0.0
     began_anew: int = 0
+    gaps: int = 0
+    missed: int = 0
+    is_torn: bool = False
     recorded: Share = field(default_factory=Share)
     replayed: Share = field(default_factory=Share)
 
     def take(self, step: Step) -> None:
-        if step.lasted_s is not None:
-            self.lasted_s += step.lasted_s
-            self.recorded.pass_time(step.lasted_s)
-            self.replayed.pass_time(step.lasted_s)
+        self.lasted_s += step.lasted_s or 0.0
         found = step.line.snapshot.ksm.settings
-        self.recorded.take(found, step.line.decision.target)
-        self.replayed.take(found, step.replayed.target)
+        self.recorded.take(step.lasted_s, found, step.line.decision.target)
+        self.replayed.take(step.lasted_s, found, step.replayed.target)
         self.passes += 1
         self.differing += step.differs
         self.began_anew += step.began_anew
@@ -154,13 +169,9 @@ class Sums:
             "seconds": round(self.lasted_s, 3),
             "differing": self.differing,
             "began_anew": self.began_anew,
-            "recorded": self._share(self.recorded),
-            "replayed": self._share(self.replayed),
-        }
-
-    def _share(self, share: Share) -> dict[str, object]:
-        lasted_s = self.lasted_s
-        return {
-            "idle_percent": round(100 * share.idle_s / lasted_s, 1) if lasted_s else None,
-            "pages_per_s": round(share.pages / lasted_s, 1) if lasted_s else None,
+            "recorded": self.recorded.as_dict(self.lasted_s),
+            "replayed": self.replayed.as_dict(self.lasted_s),
+            "gaps": self.gaps,
+            "missed": self.missed,
+            "torn": self.is_torn,
         }

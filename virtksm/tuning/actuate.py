@@ -22,6 +22,8 @@ from virtksm.values import replace
 
 Call = Mapping[str, int]
 RETRY_AFTER_S = 600.0
+UNMERGED = 2
+"""KSM's `run` once all has been unmerged."""
 
 
 def plan(found: Settings, target: Settings) -> tuple[Call, ...]:
@@ -82,6 +84,8 @@ def diagnose(parameter: str, value: int, ksm: KsmState, reported: Cause = Cause.
         return Cause.ADVISOR_ON
     if parameter == "merge_across_nodes" and ksm.pages_shared:
         return Cause.PAGES_SHARED
+    if parameter == "merge_across_nodes" and ksm.run == UNMERGED:
+        return Cause.NOT_UNMERGED
     return Cause.UNKNOWN
 
 

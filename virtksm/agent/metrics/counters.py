@@ -1,6 +1,6 @@
 """The agent's own counts from its start on, for its metrics: plain numbers, counted also while metrics are off.
 
-They cost a pass some microseconds, and go on when the configuration switches metrics off and on.
+They cost a pass some microseconds, need no library, and go on when the configuration switches metrics off and on.
 """
 
 from __future__ import annotations

@@ -6,13 +6,10 @@ node_exporter's ksmd collector.
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
-
-import psutil
 
 from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings
@@ -58,9 +55,9 @@ class Metric:
     read: Read
 
 
-def measure(moment: Moment, metrics: Iterable[Metric]) -> dict[str, Values]:
-    """Return the values of metrics by their names; one without a known value is missing."""
-    found = ((metric.name, metric.read(moment)) for metric in metrics)
+def measure(moment: Moment) -> dict[str, Values]:
+    """Return the values of each metric by its name; one without a known value is missing."""
+    found = ((metric.name, metric.read(moment)) for metric in METRICS)
     return {name: value if isinstance(value, Mapping) else {(): value} for name, value in found if value is not None}
 
 
@@ -231,19 +228,3 @@ METRICS = (
     _gauge("profit_bytes", "Savings less KSM's bookkeeping: general_profit and virtksm_freed_bytes.",
            lambda at: at.profit_bytes),
 )  # fmt: skip
-
-OF_PROCESS = (
-    Metric(name="process_cpu_seconds_total", kind="counter", meaning="CPU time.",
-           read=lambda _at: sum(os.times()[:2])),
-    Metric(name="process_resident_memory_bytes", kind="gauge", meaning="Resident memory.",
-           read=lambda _at: psutil.Process().memory_info().rss),
-    Metric(name="process_virtual_memory_bytes", kind="gauge", meaning="Virtual memory.",
-           read=lambda _at: psutil.Process().memory_info().vms),
-    Metric(name="process_start_time_seconds", kind="gauge", meaning="When the process started, in Unix time.",
-           read=lambda _at: psutil.Process().create_time()),
-    Metric(name="process_open_fds", kind="gauge", meaning="Open descriptors.",
-           read=lambda _at: psutil.Process().num_fds()),
-    Metric(name="process_max_fds", kind="gauge", meaning="As many as may be open.",
-           read=lambda _at: psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[0]),
-)  # fmt: skip
-"""Of the agent itself, by the names that Prometheus' libraries give them."""

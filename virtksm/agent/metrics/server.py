@@ -1,4 +1,8 @@
-"""A web server for one page: answers GET /metrics from the agent's own loop (agent/clients.py has the bounds)."""
+"""A web server for one page: answers GET /metrics from the agent's own loop (agent/clients.py has the bounds).
+
+The library's own server takes a thread for each connection, without a limit to either their number or their time, and
+cannot be stopped again before its version 0.19.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Serves the agent's metrics where the configuration wants them, and follows it when it is read again.
 
-Off, it opens nothing. An obstacle (a port is taken, a folder cannot be written to) is reported once, and the agent goes
-on without metrics: tuning does not depend on them. Values come from the agent's own knowledge and this machine's own
-files, never from libvirt, and beside passes.
+Off, it opens nothing and does not import the library. An obstacle (the library is missing, a port is taken, a folder
+cannot be written to) is reported once, and the agent goes on without metrics: tuning does not depend on them. Values
+come from the agent's own knowledge and this machine's own files, never from libvirt, and beside passes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from virtksm.agent.clients import Clients
 from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.definitions import Moment
-from virtksm.agent.metrics.exposition import CONTENT_TYPE, render
 from virtksm.agent.metrics.guests import GuestLedger
 from virtksm.agent.metrics.server import bind, serve
 from virtksm.agent.metrics.textfile import Textfile
@@ -50,6 +49,8 @@ class Page:
 
     async def make(self, max_guests: int, *, with_process: bool) -> bytes:
         """Make a page with so many guests, and with the process_* metrics of this one; raises VirtksmError."""
+        from virtksm.agent.metrics.exposition import render
+
         agent = self._read_agent()
         last = None if agent.last is None else agent.last.snapshot
         moment = Moment(
@@ -61,8 +62,8 @@ class Page:
         )
         try:
             return render(moment, with_process=with_process)
-        except Exception as error:  # tuning does not depend on it
-            remedy = "this is a fault of virtksm: report it"
+        except Exception as error:  # the library may raise anything: tuning does not depend on it
+            remedy = "if prometheus_client is 0.16 or newer, this is a fault of virtksm: report it"
             raise VirtksmError(f"metrics cannot be made: {error!r}", remedy=remedy) from error
 
 
@@ -79,6 +80,16 @@ class Metrics:
 
     def follow(self, params: MetricsParams) -> None:
         """Serve as `params` say from now on; what failed before is tried again."""
+        if params.is_wanted:
+            try:
+                import virtksm.agent.metrics.exposition  # noqa: F401  # the first import is the one that can fail
+            except ImportError as error:
+                remedy = (
+                    "install python3-prometheus-client (apt), python3-prometheus_client (dnf) or virtksm[metrics] "
+                    "(pip), or empty metrics.listen and metrics.textfile; then reload"
+                )
+                self._report(VirtksmError(f"[metrics] needs the package prometheus_client ({error})", remedy=remedy))
+                params = OFF
         self._listen(params.listen)
         self._write_to(params.textfile, params.textfile_s)
         self._params = params
@@ -98,6 +109,8 @@ class Metrics:
             self._server = None
         if not listen:
             return
+        from virtksm.agent.metrics.exposition import CONTENT_TYPE
+
         try:
             listener = bind(*parse_address(listen))
         except OSError as error:

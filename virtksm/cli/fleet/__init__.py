@@ -15,12 +15,13 @@ from typing import Any
 
 from virtksm.cli.fleet.hosts import Host, find_hosts
 from virtksm.cli.fleet.processes import Answer, ask_all
+from virtksm.cli.fleet.table import report_items
+from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
-from virtksm.cli.timespan import DAY_S, timespan
+from virtksm.cli.timespan import DAY_S, timespan, whole
 from virtksm.errors import ExitCode, UsageError
 from virtksm.uri import is_alias, is_local
 
-SCHEMA = 1
 JOBS, TIMEOUT_S = 32, 60.0
 """A host costs a few milliseconds of CPU, so that places are for those that hang (chosen)."""
 MAX_JOBS = 256
@@ -54,12 +55,15 @@ SAID = {"virtksm: error: ": "error", "hint: ": "remedy", "virtksm: warning: ": "
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every action."""
     parser.add_argument("--hosts", metavar="FILE", help="ask the hosts of FILE: a URI or a host name a line")
     parser.add_argument("--inventory", metavar="FILE", help="ask the hosts of an Ansible inventory")
     parser.add_argument("--limit", metavar="GROUP", help="of the inventory only this group, or host")
     parser.add_argument(
-        "--jobs", metavar="N", type=_jobs, default=JOBS, help="ask so many hosts at once (default: %(default)s)"
+        "--jobs",
+        metavar="N",
+        type=whole(1, MAX_JOBS),
+        default=JOBS,
+        help="ask so many hosts at once (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
@@ -68,14 +72,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=TIMEOUT_S,
         help=f"give a host up after so long (default: {TIMEOUT_S:g} s)",
     )
-    *_, action = parser.prog.split()
-    parser.set_defaults(run=run, action=action)
-
-
-def _jobs(text: str) -> int:
-    if text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= MAX_JOBS:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from 1 to {MAX_JOBS}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -83,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises VirtksmError if the hosts cannot be found, and where none could be asked.
     """
-    action = options.action
+    _, action = options.words
     hosts = find_hosts(options.connect or (), options.hosts, options.inventory, options.limit)
     if not hosts:
         raise UsageError("no hosts are named", remedy="-c URI (may be repeated), --hosts FILE or --inventory FILE")
@@ -107,16 +103,8 @@ def run(options: argparse.Namespace) -> int:
     answered = [results.get(host) or result_of(action, host, answers.get(host, interrupted)) for host in hosts]
     code = interrupted.exit_code if ended_by else max(one["exit_code"] for one in answered)
     notes = [] if all(is_local(one.uri) and not is_alias(one.uri) for one in hosts) else [NOTES[action]]
-    report = {"schema": SCHEMA, "action": action, "exit_code": code, "hosts": answered, "notes": notes}
-    if options.json:
-        from virtksm.json_output import to_json
-
-        print(to_json(report))
-    else:
-        from virtksm.cli.fleet.table import report_items
-        from virtksm.cli.layout import show
-
-        show(report_items(report))
+    report = {"action": action, "exit_code": code, "hosts": answered, "notes": notes}
+    print_result(options, report, report_items(report))
     return code
 
 
@@ -138,13 +126,12 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
 
     def run_one() -> int:
         one = parse(words)
-        return int(one.run(one))
+        return int(one.run(one) or ExitCode.DONE)
 
     return exit_code_of(run_one, given=sys.argv[1:])
 
 
 def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[Host], total: int) -> str:
-    """Say how far it is, and for whom it waits."""
     failed = sum(one["exit_code"] != ExitCode.DONE for one in results)
     return f"{len(results)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
 

@@ -5,29 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from virtksm.cli.layout import Table
-from virtksm.text import format_kib
-
-TYPE_CHECKING = False  # importing typing costs start-up time
-if TYPE_CHECKING:
-    from virtksm.cli.layout import Item
+from virtksm.cli.layout import Item, Table
+from virtksm.text import format_kib, some_of
 
 UNKNOWN = "-"
 MAX_NAMED = 10
 Values = Mapping[str, Any]
 Cells = tuple[str, ...]
+Read = tuple[Cells, list[str]]
 
 
 def report_items(report: Values) -> Iterator[Item]:
     """Yield the table, in the order in which the hosts were named, and the summary."""
-    headings, cells_of, texts_of = COLUMNS[report["action"]]
+    headings, read = COLUMNS[report["action"]]
     rows = [("HOST", *headings)]
     for one in report["hosts"]:
         cells: Cells = (UNKNOWN,) * (len(headings) - 1)
         texts = [_failure(one), *one["warnings"]]
         if one["answer"] is not None:
-            answer = one["answer"].get("pass", one["answer"])
-            cells, texts = cells_of(answer), [*texts, *texts_of(answer)]
+            cells, more_texts = read(one["answer"].get("pass", one["answer"]))
+            texts += more_texts
         first, *more = [text for text in texts if text] or [""]
         rows.append((one["host"], *cells, first))
         rows += [(one["host"], *("",) * len(cells), text) for text in more]
@@ -50,8 +47,7 @@ def _summary(report: Values) -> Iterator[Item]:
     yield "", "", ""
     yield "", "Hosts", f"{total - len(bad)} of {total} ok"
     if bad:
-        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
-        yield "bad", "Failed", f"{', '.join(bad[:MAX_NAMED])}{more}"
+        yield "bad", "Failed", some_of(bad, MAX_NAMED)
     yield from (("", "Note", note) for note in report["notes"])
 
 
@@ -63,18 +59,20 @@ def _number(value: int | None) -> str:
     return UNKNOWN if value is None else str(value)
 
 
-def _status_cells(status: Values) -> Cells:
-    now = status["now"]
+def _read_status(status: Values) -> Read:
+    now, error = status["now"], status["libvirt"]["error"]
+    texts = [f"libvirt does not answer: {error}" if error and not status["libvirt"]["answers"] else ""]
     if now is None:
-        return (UNKNOWN,) * 5
+        return (UNKNOWN,) * 5, texts
     percent, share = status["ksmd"]["core_percent"], now["saved_percent"]
-    return (
+    cells = (
         _ksm_state(status, now),
         _number(now["guests"]),
         _memory(now["committed_bytes"]),
         _memory(now["saved_bytes"]) + ("" if share is None else f" ({share:.0f} %)"),
         UNKNOWN if percent is None else f"{percent:.1f} %",
     )
+    return cells, [*texts, "no agent" if now["origin"] == "local" and status["agent"] is False else ""]
 
 
 def _ksm_state(status: Values, now: Values) -> str:
@@ -87,39 +85,21 @@ def _ksm_state(status: Values, now: Values) -> str:
     return f"paused, {state}" if status["paused"] else state
 
 
-def _status_texts(status: Values) -> list[str]:
-    error = status["libvirt"]["error"]
-    silent = f"libvirt does not answer: {error}" if error and not status["libvirt"]["answers"] else ""
-    is_here = status["now"] is not None and status["now"]["origin"] == "local"
-    return [silent, "no agent" if is_here and status["agent"] is False else ""]
-
-
-def _pass_cells(report: Values) -> Cells:
+def _read_pass(report: Values) -> Read:
     does = "" if report["policy"] == "observe" else ", idle" if report["decision"]["idle"] else ", scanning"
     sensed = report["sensed"]
-    return f"{report['outcome']}{does}", _number(sensed["guests"]), _memory(sensed["saved_bytes"])
+    cells = f"{report['outcome']}{does}", _number(sensed["guests"]), _memory(sensed["saved_bytes"])
+    return cells, [report["decision"]["reason"], *(one["message"] for one in report["refused"]), *report["warnings"]]
 
 
-def _pass_texts(report: Values) -> list[str]:
-    return [report["decision"]["reason"], *(one["message"] for one in report["refused"]), *report["warnings"]]
+def _read_doctor(report: Values) -> Read:
+    bad = (one for one in report["findings"] if one["verdict"] in ("WARN", "FAIL"))
+    return (report["worst"],), [f"{one['group']}: {one['what']}: {one['detail']} -> {one['remedy']}" for one in bad]
 
 
-def _doctor_cells(report: Values) -> Cells:
-    return (report["worst"],)
-
-
-def _doctor_texts(report: Values) -> list[str]:
-    return [
-        f"{one['group']}: {one['what']}: {one['detail']} -> {one['remedy']}"
-        for one in report["findings"]
-        if one["verdict"] in ("WARN", "FAIL")
-    ]
-
-
-PASS_HEADINGS = ("OUTCOME", "GUESTS", "SAVED", "REASON")
-COLUMNS: Mapping[str, tuple[Cells, Callable[[Values], Cells], Callable[[Values], list[str]]]] = {
-    "status": (("KSM", "GUESTS", "RESIDENT", "SAVED", "KSMD", "NOTE"), _status_cells, _status_texts),
-    "doctor": (("WORST", "FINDING"), _doctor_cells, _doctor_texts),
-    **dict.fromkeys(("retune", "pause", "resume"), (PASS_HEADINGS, _pass_cells, _pass_texts)),
+COLUMNS: Mapping[str, tuple[Cells, Callable[[Values], Read]]] = {
+    "status": (("KSM", "GUESTS", "RESIDENT", "SAVED", "KSMD", "NOTE"), _read_status),
+    "doctor": (("WORST", "FINDING"), _read_doctor),
+    **dict.fromkeys(("retune", "pause", "resume"), (("OUTCOME", "GUESTS", "SAVED", "REASON"), _read_pass)),
 }
-"""By action: headings, the cells of an answer, and the texts of its last column."""
+"""By action: headings, and what reads an answer's cells and the texts of its last column."""

@@ -12,15 +12,12 @@ from pathlib import Path
 from virtksm.cli.history import Excerpt, read_history
 from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import DAY_S, YEAR_S, timespan
-from virtksm.errors import ExitCode
 from virtksm.history.plot import draw
 from virtksm.history.samples import GuestEvent, Sample, sample_of
 from virtksm.model.snapshot import Guest
 from virtksm.store.trace import read_trace
 from virtksm.trace import Line, Pass, Torn
 from virtksm.trace.text import parse_lines
-
-SCHEMA = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -45,14 +42,12 @@ def picture(text: str) -> Path:
     return path
 
 
-def run(options: argparse.Namespace) -> int:
-    """Draw, and say what was drawn; returns the exit code."""
+def run(options: argparse.Namespace) -> None:
     title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
     draw(drawn.samples, drawn.events, title, options.output)
     samples, events = len(drawn.samples), len(drawn.events)
-    values = {"schema": SCHEMA, "output": str(options.output), "samples": samples, "events": events}
+    values = {"output": str(options.output), "samples": samples, "events": events}
     print_result(options, values, [("", "Drawn", f"{options.output}: {samples} samples, {events} events")])
-    return ExitCode.DONE
 
 
 def _from_history(options: argparse.Namespace) -> tuple[str, Excerpt]:

@@ -11,20 +11,20 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
-from virtksm.cli.ask_agent import OF_ONE_VERSION, ask_serving, find_answer
+from virtksm.cli.answers import take
+from virtksm.cli.ask_agent import ask_serving, understand
 from virtksm.cli.layout import print_result
 from virtksm.cli.progress import Progress
 from virtksm.cli.timespan import YEAR_S, timespan
-from virtksm.errors import START_AGENT, ExitCode, VirtksmError
-from virtksm.paths import RuntimePaths
+from virtksm.errors import START_AGENT, VirtksmError
 from virtksm.store.trace import append_lines, create_trace
 from virtksm.text import format_kib, printable
 from virtksm.trace import End, Gap, Header, Line, Pass
 from virtksm.trace.anonymise import Anonymiser
 from virtksm.trace.text import dump_line, parse_line
 
-SCHEMA = 1
 ASK_EVERY_S = 1.0
 ENDS_WITHIN_S = 2.0
 """How long the agent may go on sending passes when the recording is to end."""
@@ -32,6 +32,7 @@ MAX_CHARACTERS = 1 << 32
 """Longest recording: an agent in an attacker's hands fills no more of root's disk."""
 MAX_SESSION = 64
 """Characters of a session's name, which every further question repeats."""
+TRACE = {"session": str, "header": str | None, "lines": [str], "missed": int, "next": int, "more": bool}
 ENDED_BY = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -44,17 +45,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Record until the time is over, SIGINT or SIGTERM; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Record until the time is over, SIGINT or SIGTERM.
 
     Raises VirtksmError if there is no agent, if this user may not ask it, or if FILE cannot be written.
     """
-    paths = RuntimePaths(options.runtime_dir)
-    recorder = Recorder(lambda request: ask_serving(paths, options.connect, request), is_anonymous=options.anonymous)
+    recorder = Recorder(
+        lambda request: ask_serving(options.paths, options.connect, request), is_anonymous=options.anonymous
+    )
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)  # they are waited for between two questions
     lines = recorder.ask()
     if recorder.is_away:
-        raise VirtksmError(f"no agent runs with {paths.root}", remedy=START_AGENT)
+        raise VirtksmError(f"no agent runs with {options.runtime_dir}", remedy=START_AGENT)
     ends_s = float("inf") if options.seconds is None else time.monotonic() + options.seconds
     with create_trace(options.file, replaces=options.force) as file, Progress(is_wanted=not options.json) as progress:
         append_lines(file, options.file, lines)
@@ -70,10 +72,9 @@ def run(options: argparse.Namespace) -> int:
         raise VirtksmError(f"{options.file} is empty: the agent has made no pass", remedy="virtksm status")
     if recorder.is_full:
         print(f"virtksm: {printable(options.file)} is full, so the recording has ended", file=sys.stderr)
-    values = {"schema": SCHEMA, "file": options.file, "passes": recorder.passes, "missed": recorder.missed}
+    values = {"file": options.file, "passes": recorder.passes, "missed": recorder.missed}
     text = f"{recorder.passes} passes to {options.file}, {recorder.missed} missed"
     print_result(options, values, [("", "Recorded", text)])
-    return ExitCode.DONE
 
 
 def _wait(recorder: Recorder, ends_s: float) -> bool:
@@ -94,7 +95,7 @@ class Recorder:
         ends_within_s: float = ENDS_WITHIN_S,
     ) -> None:
         self._send = send
-        self._take = _taking(is_anonymous=is_anonymous)
+        self._anonymous = Anonymiser() if is_anonymous else None
         self._left = max_characters
         self._ends_within_s = ends_within_s
         self.session: object = None
@@ -110,30 +111,33 @@ class Recorder:
         if answer is None:
             self.has_more = False
             return []
-        match find_answer(answer, "trace"):
-            case {
-                "session": str() as session,
-                "header": str() | None as header,
-                "lines": list() as lines,
-                "missed": int() as missed,
-                "next": int() as following,
-                "more": bool() as has_more,
-            } if missed >= 0 and len(session) <= MAX_SESSION:
-                pass
-            case _:
-                raise VirtksmError("the agent's trace cannot be understood", remedy=OF_ONE_VERSION)
-        try:
-            taken = self._take(header, lines)
-        except ValueError as error:
-            raise VirtksmError(f"the agent's trace cannot be understood: {error}", remedy=OF_ONE_VERSION) from error
-        new = self._between(header, missed) + taken
-        if header is not None or self.session == session:  # else the agent is new, and has made no pass yet
-            self.session, self._next = session, following
-        self.passes += len(lines)
-        self.missed += missed
+        trace, new = understand(answer, "trace", self._take)
+        is_another = trace["header"] is not None and self.session is not None
+        if is_another or trace["missed"]:
+            new = [dump_line(Gap(missed=None if is_another else trace["missed"])), *new]
+        if trace["header"] is not None or self.session == trace["session"]:  # else it is new, and has made no pass yet
+            self.session, self._next = trace["session"], trace["next"]
+        self.passes += len(trace["lines"])
+        self.missed += trace["missed"]
         self._left -= sum(map(len, new))
-        self.has_more = has_more and not self.is_full
+        self.has_more = trace["more"] and not self.is_full
         return new
+
+    def _take(self, answer: object) -> tuple[dict[str, Any], list[str]]:
+        """Return the agent's answer, and its lines as they are to be written; raises ValueError."""
+        trace = take(answer, TRACE, "trace")
+        if trace["missed"] < 0 or len(trace["session"]) > MAX_SESSION:
+            raise ValueError("its session, or how many passes it has missed, is none")
+        lines = [] if trace["header"] is None else [self._take_line(trace["header"], Header)]
+        return trace, lines + [self._take_line(line, Pass) for line in trace["lines"]]
+
+    def _take_line(self, text: str, kind: type[Line]) -> str:
+        if not (text.isascii() and text.isprintable()):  # as dump_line writes it
+            raise ValueError("a line is none")
+        line = parse_line(text)
+        if not isinstance(line, kind):
+            raise ValueError(f"a line is no {kind.__name__}")
+        return text if self._anonymous is None else dump_line(self._anonymous.strip(line))
 
     @property
     def so_far(self) -> str:
@@ -170,30 +174,3 @@ class Recorder:
             print(f"virtksm: waiting for the agent: {printable(why)}", file=sys.stderr)
         self.is_away = answer is None
         return answer
-
-    def _between(self, header: str | None, missed: int) -> list[str]:
-        """Return the line that says what is missing before an answer's lines."""
-        is_another = header is not None and self.session is not None
-        if not is_another and not missed:
-            return []
-
-        return [dump_line(Gap(missed=None if is_another else missed))]
-
-
-def _taking(*, is_anonymous: bool) -> Callable[[str | None, list[object]], list[str]]:
-    """Return what takes the agent's header and lines as they are to be written; it raises ValueError."""
-    anonymous = Anonymiser()
-
-    def take_line(text: object, kind: type[Line]) -> str:
-        if not isinstance(text, str) or not (text.isascii() and text.isprintable()):  # as dump_line writes it
-            raise ValueError("a line is none")
-        line = parse_line(text)
-        if not isinstance(line, kind):
-            raise ValueError(f"a line is no {kind.__name__}")
-        return dump_line(anonymous.strip(line)) if is_anonymous else text
-
-    def take(header: str | None, lines: list[object]) -> list[str]:
-        first = [] if header is None else [take_line(header, Header)]
-        return first + [take_line(line, Pass) for line in lines]
-
-    return take

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import chain
 
-from virtksm.cli.layout import Row, show
+from virtksm.cli.layout import Row, print_result, show
 from virtksm.cli.progress import Progress
 from virtksm.config.policy_keys import change_law, law_of, read_law, table_of
 from virtksm.config.schema import Config, all_keys
-from virtksm.errors import ExitCode
-from virtksm.json_output import to_json
 from virtksm.model.decision import Decision
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace, trace_size
 from virtksm.text import printable
-from virtksm.trace import Gap, Header, Law, Line, Torn
+from virtksm.trace import Header, Law
 from virtksm.trace.replay import Step, Sums, replay
 from virtksm.trace.text import parse_lines
 
-SCHEMA = 1
 FED = ("full_scan", "check_scan")
 """Rules by which ksmd is fed batch by batch: each pass sets the next batch, and decides nothing new."""
 ROW = "{:>7}  {:<12} {:<24} {:<24} {}"
@@ -43,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="show every pass, not only those where an answer changes")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Replay a trace and print both answers; returns the exit code.
+def run(options: argparse.Namespace) -> None:
+    """Replay a trace and print both answers.
 
     The configuration is the recorded one, or that of --config, if that is given. Raises TraceUnusable, and
     ConfigError for what cannot be set.
@@ -55,23 +51,28 @@ def run(options: argparse.Namespace) -> int:
 
         base = load(options.config).config
     with Progress(is_wanted=not options.json) as progress:
-        return _replay(options, base, progress)
+        _replay(options, base, progress)
 
 
-def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> int:
+def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> None:
     name = printable(options.file)
     lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
     header = next(lines)
     assert isinstance(header, Header), "parse_lines sees to it"
-    laws = Laws(name=name, base=base, policy=options.policy, changes=options.changes)
-    recorded, replayed = laws.of(header.law)
-    sums, faults = Sums(), Faults()
-    steps = counted(replay(chain([header], faults.notice(lines)), lambda law: make_policy(laws.of(law)[1])), sums)
+
+    def recorded_of(law: Law) -> Config:
+        return read_law(law.policy, law.config, name)
+
+    def replayed_of(law: Law) -> Config:
+        return change_law(base or recorded_of(law), options.policy, options.changes)
+
+    recorded, replayed = recorded_of(header.law), replayed_of(header.law)
+    sums = Sums()
+    steps = replay(chain([header], lines), lambda law: make_policy(replayed_of(law)), sums)
     chosen = steps if options.all else changing(steps)
     if options.json:
-        shown = [step_values(step, laws) for step in chosen]
+        shown = [step_values(step, recorded_of) for step in chosen]
         about = {
-            "schema": SCHEMA,
             "file": options.file,
             "uri": header.uri,
             "version": header.version,
@@ -79,69 +80,15 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
             "recorded": law_values(recorded),
             "replayed": law_values(replayed),
         }
-        print(to_json({**about, "steps": shown, "sums": {**sums.as_dict(), **faults.as_dict()}}))
-        return ExitCode.DONE
+        print_result(options, {**about, "steps": shown, "sums": sums.as_dict()}, ())
+        return
     for row in chain(
         head_rows(name, header, recorded, replayed),
-        step_rows(chosen, laws, header.law),
+        step_rows(chosen, recorded_of, header.law),
         sums_rows(sums),
-        faults.rows(sums),
     ):
         progress.clear()
         show([row])
-    return ExitCode.DONE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Laws:
-    """What the command line makes of a law that was in force when the trace called `name` was recorded."""
-
-    name: str
-    base: Config | None
-    policy: str | None
-    changes: list[str]
-
-    def of(self, law: Law) -> tuple[Config, Config]:
-        """Return the recorded and the replayed configuration; raises ConfigError with every finding."""
-        recorded = read_law(law.policy, law.config, self.name)
-        return recorded, change_law(self.base or recorded, self.policy, self.changes)
-
-
-@dataclass(slots=True)
-class Faults:
-    """What a trace lacks."""
-
-    gaps: int = 0
-    missed: int = 0
-    is_torn: bool = False
-
-    def notice(self, lines: Iterator[Line | Torn]) -> Iterator[Line | Torn]:
-        """Pass lines on and take note of those that tell of something missing."""
-        for line in lines:
-            if isinstance(line, Gap):
-                self.gaps += 1
-                self.missed += line.missed or 0
-            self.is_torn |= isinstance(line, Torn)
-            yield line
-
-    def as_dict(self) -> dict[str, object]:
-        return {"gaps": self.gaps, "missed": self.missed, "torn": self.is_torn}
-
-    def rows(self, sums: Sums) -> Iterator[Row]:
-        """Yield a row for each fault; read them when the trace has been read."""
-        if self.gaps:
-            yield "", "Missing", f"{self.missed} passes or more, in {self.gaps} gaps"
-        if self.is_torn:
-            yield "", "Torn", "the last line is not whole, as after a kill: left out"
-        if sums.began_anew:
-            yield "", "Reset", f"{sums.began_anew} times, as the policy's state is another version's"
-
-
-def counted(steps: Iterator[Step], sums: Sums) -> Iterator[Step]:
-    """Pass steps on and count them."""
-    for step in steps:
-        sums.take(step)
-        yield step
 
 
 def changing(steps: Iterator[Step]) -> Iterator[Step]:
@@ -157,11 +104,10 @@ def changing(steps: Iterator[Step]) -> Iterator[Step]:
         before = answers
 
 
-def step_values(step: Step, laws: Laws) -> dict[str, object]:
-    """Return a step as JSON values."""
+def step_values(step: Step, recorded_of: Callable[[Law], Config]) -> dict[str, object]:
     law = step.line.law
     return {
-        "law": None if law is None else law_values(laws.of(law)[0]),
+        "law": None if law is None else law_values(recorded_of(law)),
         "seq": step.line.seq,
         "at_s": step.line.at_s,
         "taken_s": step.line.snapshot.taken_s,
@@ -183,7 +129,6 @@ def _answer_values(decision: Decision) -> dict[str, object]:
 
 
 def law_values(config: Config) -> dict[str, object]:
-    """Return a policy and its own keys as JSON values."""
     table = table_of(config.policy)
     own = {name: value for name, value in law_of(config).items() if name.startswith(f"{table}.")}
     return {"policy": config.policy, "config": own}
@@ -209,7 +154,7 @@ def _law_text(config: Config) -> str:
     return f"policy {config.policy}, {', '.join(own) if own else 'with its defaults'}"
 
 
-def step_rows(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[Row]:
+def step_rows(steps: Iterator[Step], recorded_of: Callable[[Law], Config], law: Law) -> Iterator[Row]:
     """Yield a row for each step: when, why, and both answers, marked where they differ; and one for each new law."""
     began_s = None
     for step in steps:
@@ -219,7 +164,7 @@ def step_rows(steps: Iterator[Step], laws: Laws, law: Law) -> Iterator[Row]:
         at = f"{step.line.at_s - began_s:.1f}"
         if step.line.law not in (None, law):
             law = step.line.law
-            yield "", f"{at:>7}  recorded from here on: {_law_text(laws.of(law)[0])}", ""
+            yield "", f"{at:>7}  recorded from here on: {_law_text(recorded_of(law))}", ""
         text = ROW.format(
             at,
             ",".join(step.line.triggers.names),
@@ -239,9 +184,15 @@ def _answer_text(decision: Decision) -> str:
 
 
 def sums_rows(sums: Sums) -> Iterator[Row]:
-    """Yield what both came to; read them when the trace has been read."""
+    """Yield what both came to, and what the trace lacks; read them when it has been read."""
     yield "", "Passes", f"{sums.passes} in {sums.lasted_s:.1f} s; the answers differ in {sums.differing}"
     for side, share in (("Recorded", sums.recorded), ("Replayed", sums.replayed)):
         if sums.lasted_s:
             idle, pages_per_s = 100 * share.idle_s / sums.lasted_s, share.pages / sums.lasted_s
             yield "", side, f"idle {idle:.1f} % of the time, granted {pages_per_s:.1f} pages/s at most"
+    if sums.gaps:
+        yield "", "Missing", f"{sums.missed} passes or more, in {sums.gaps} gaps"
+    if sums.is_torn:
+        yield "", "Torn", "the last line is not whole, as after a kill: left out"
+    if sums.began_anew:
+        yield "", "Reset", f"{sums.began_anew} times, as the policy's state is another version's"

@@ -77,7 +77,7 @@ CHECKS = (
 
 def examine(facts: Facts) -> tuple[Finding, ...]:
     """Return the finding of every check."""
-    return tuple(Finding(check=one.name, group=one.group, what=one.what, outcome=_judged(one, facts)) for one in CHECKS)
+    return tuple(Finding(one.name, one.group, one.what, *_judged(one, facts)) for one in CHECKS)
 
 
 SETTING = ("advisor", "libvirt_parameters", "permission", "sys_writable")
@@ -86,7 +86,7 @@ SETTING = ("advisor", "libvirt_parameters", "permission", "sys_writable")
 
 def _judged(check: Check, facts: Facts) -> Outcome:
     outcome = _asked(check, facts)
-    may_set = not facts.own.config.only_observes or not (check.group == "writers" or check.name in SETTING)
+    may_set = not facts.config.only_observes or not (check.group == "writers" or check.name in SETTING)
     return outcome if may_set or not outcome.remedy else info(f"{outcome.detail}; policy observe leaves KSM to others")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.doctor.reading.libvirt import Guests
@@ -13,9 +11,8 @@ from virtksm.guests.pools import find_mixed, find_pools, pool_text
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
-from virtksm.text import format_kib
+from virtksm.text import format_kib, some_of
 
-MAX_NAMED = 5
 MAX_SWAPPED = 10
 """More than this part of the guests' memory in swap is worth a warning; below, what merging loses is small. As for swap
 itself, a tenth."""
@@ -32,7 +29,7 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 def check_can_merge(facts: Facts) -> Outcome:
     guests = facts.guests
-    patterns, unmerged = facts.own.config.private_guests, _unmerged(facts)
+    patterns, unmerged = facts.config.private_guests, _unmerged(facts)
     kept_out, stuck = 0, []
     for guest in guests.running:
         xml = guests.xml.get(guest.key, UNKNOWN)
@@ -44,33 +41,32 @@ def check_can_merge(facts: Facts) -> Outcome:
             stuck.append(f"{guest.name} ({', '.join(one.text for one in obstacles)})")
     if stuck:
         return warned(
-            f"{len(stuck)} of {len(guests.running)} cannot: {_named(stuck)}",
+            f"{len(stuck)} of {len(guests.running)} cannot: {some_of(stuck)}",
             "take that out of the guest's XML (virsh edit) and start it again, or declare it private, if that is meant",
         )
     if guests.unread:
-        raise CannotTell(_named(guests.unread), UNREAD)
+        raise CannotTell(some_of(guests.unread), UNREAD)
     private = f", {kept_out} of them kept out" if kept_out else ""
     return passed(f"{len(guests.running)} guests run{private}")
 
 
 def check_private(facts: Facts) -> Outcome:
     guests = facts.guests
-    patterns = facts.own.config.private_guests
+    patterns = facts.config.private_guests
     names = exposed(guests.running, guests.xml, patterns, _unmerged(facts))
     if names:
-        agent = facts.own.agent
-        why = agent.unswitched if isinstance(agent, AgentSeen) else ()
-        return failed(f"{len(names)} can merge: {_named(names)}", why[0] if why else KEEP_OUT)
+        why = facts.agent_seen.unswitched if facts.agent_seen else ()
+        return failed(f"{len(names)} can merge: {some_of(names)}", why[0] if why else KEEP_OUT)
     private = [one for one in guests.running if is_private(one, guests.xml.get(one.key, UNKNOWN), patterns)]
     overruled = [guest.name for guest in private if _merges_any(guests, guest)]
     if overruled:
         return failed(
             f"{len(overruled)} can merge, as KSM is on for the whole process, whatever the XML says: "
-            f"{_named(overruled)}",
+            f"{some_of(overruled)}",
             "take MemoryKSM= out of the unit of libvirt's daemon, and start these guests again",
         )
     if guests.unread:
-        raise CannotTell(_named(guests.unread), UNREAD)
+        raise CannotTell(some_of(guests.unread), UNREAD)
     if not private:
         return passed("none is private")
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
@@ -78,19 +74,19 @@ def check_private(facts: Facts) -> Outcome:
 
 def check_rewriters(facts: Facts) -> Outcome:
     """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
-    agent, config = _agent(facts), facts.own.config
+    agent, config = _agent(facts), facts.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
         return passed("exclude_rewriters is off")
     if agent.rewriters_unknown:
         raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
     named = [guest for guest in facts.guests.running if guest.name in agent.rewriters]
     if config.only_observes:
-        return passed(f"adaptive would keep out: {_named([guest.name for guest in named]) or 'none'}")
+        return passed(f"adaptive would keep out: {some_of([guest.name for guest in named]) or 'none'}")
     merging = [guest.name for guest in named if guest.uuid not in agent.unmerged | agent.merging]
     if merging:
-        return warned(f"{len(merging)} still merge: {_named(merging)}", (*agent.unswitched, "virtksm status")[0])
-    out = _named([guest.name for guest in named if guest.uuid in agent.unmerged])
-    let_in = _named([guest.name for guest in named if guest.uuid in agent.merging])
+        return warned(f"{len(merging)} still merge: {some_of(merging)}", (*agent.unswitched, "virtksm status")[0])
+    out = some_of([guest.name for guest in named if guest.uuid in agent.unmerged])
+    let_in = some_of([guest.name for guest in named if guest.uuid in agent.merging])
     by_command = f"; let merge by `virtksm guest merge`: {let_in}" if let_in else ""
     return passed(f"kept out for a day: {out or 'none'}{by_command}")
 
@@ -106,7 +102,7 @@ def check_groups(facts: Facts) -> Outcome:
     if mixed:
         return warned(f"guests of different groups can merge: {'; '.join(map(pool_text, mixed))}", KEEP_APART)
     if guests.unread:
-        raise CannotTell(_named(guests.unread), UNREAD)
+        raise CannotTell(some_of(guests.unread), UNREAD)
     return passed(f"{len(groups)} declared, and guests of one alone can merge")
 
 
@@ -120,9 +116,9 @@ def check_free_pages(facts: Facts) -> Outcome:
     able = [(name, xml) for name, xml in known if xml is not UNKNOWN and not (xml.pins_memory or xml.is_confidential)]
     keeping = [name for name, xml in able if not xml.reports_free_pages]
     if keeping:
-        return info(f"{len(keeping)} of {len(guests.running)} guests do not: {_named(keeping)}. {REPORT_FREE_PAGES}")
+        return info(f"{len(keeping)} of {len(guests.running)} guests do not: {some_of(keeping)}. {REPORT_FREE_PAGES}")
     if guests.unread:
-        raise CannotTell(_named(guests.unread), UNREAD)
+        raise CannotTell(some_of(guests.unread), UNREAD)
     return passed(f"all {len(able)} that can" if able else "no guest runs that can")
 
 
@@ -136,8 +132,7 @@ def check_other_processes(facts: Facts) -> Outcome:
         raise DoesNotApply(f"whether {other.unread} processes may merge is for root to read")
     if other.kib == 0:
         return passed("there is none")
-    agent = facts.own.agent
-    seen_kib = agent.other_processes_kib if isinstance(agent, AgentSeen) else None
+    seen_kib = facts.agent_seen.other_processes_kib if facts.agent_seen else None
     processes = "1 process" if other.processes == 1 else f"{other.processes} processes"
     text = f"{format_kib(other.kib)} of {processes} that libvirt does not run"
     if seen_kib is not None and seen_kib * 2 < other.kib:
@@ -159,7 +154,7 @@ def check_swapped(facts: Facts) -> Outcome:
     if total_kib * MAX_SWAPPED > sum(one.rss_kib or 0 for one in guests.running) + total_kib:
         named = [f"{name} ({format_kib(kib)})" for name, kib in sorted(swapped.items(), key=lambda one: -one[1])]
         return warned(
-            f"{detail}: {_named(named)}. KSM merges nothing there, and it counts as no resident memory",
+            f"{detail}: {some_of(named)}. KSM merges nothing there, and it counts as no resident memory",
             "once enough memory is available, swapoff -a && swapon -a reads it back; else add memory, or move guests "
             "away",
         )
@@ -177,8 +172,8 @@ def check_limits(facts: Facts) -> Outcome:
             tight.append(f"{guest.name} ({format_kib(xml.limit_kib)} of {format_kib(needed_kib)})")
     if tight:
         return warned(
-            f"{len(tight)} of {len(guests.running)} may hold less than their memory: {_named(tight)}. There the kernel "
-            "ends or throttles them, and merged pages count again when they are written to",
+            f"{len(tight)} of {len(guests.running)} may hold less than their memory: {some_of(tight)}. There the "
+            "kernel ends or throttles them, and merged pages count again when they are written to",
             "raise hard_limit and soft_limit above the guest's memory and QEMU's own (virsh memtune GUEST), or take "
             "<memtune> out",
         )
@@ -197,26 +192,20 @@ def check_read(facts: Facts) -> Outcome:
 
 
 def _agent(facts: Facts) -> AgentSeen:
-    agent = facts.own.agent
-    if agent is None:
+    if facts.known_agent is None:
         facts.this_machine  # noqa: B018  # another one's may run there
-    if not isinstance(agent, AgentSeen):
+    if facts.agent_seen is None:
         raise DoesNotApply("no agent runs")
-    return agent
+    return facts.agent_seen
 
 
 def _unmerged(facts: Facts) -> frozenset[str]:
     """Return the keys of the guests that were unmerged while they run: as this user may read, or as the agent says."""
-    agent, guests = facts.own.agent, facts.guests
-    uuids = agent.unmerged if isinstance(agent, AgentSeen) else frozenset()
+    guests = facts.guests
+    uuids = facts.agent_seen.unmerged if facts.agent_seen else frozenset()
     return guests.unmerged | {guest.key for guest in guests.running if guest.uuid in uuids}
 
 
 def _merges_any(guests: Guests, guest: Guest) -> bool | None:
     process = guests.processes.get(guest.key)
     return None if process is None or process.ksm is None else process.ksm.merges_any
-
-
-def _named(words: Sequence[str]) -> str:
-    more = f" and {len(words) - MAX_NAMED} more" if len(words) > MAX_NAMED else ""
-    return ", ".join(words[:MAX_NAMED]) + more

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 
 from virtksm.doctor.checks.libvirt import selinux_enforces, version_text
-from virtksm.doctor.facts import Facts, Here
+from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.hooks import HookFile
 from virtksm.doctor.reading.libvirt import Libvirt
 from virtksm.doctor.reading.processes import read_age_s, read_confinement
 

@@ -48,7 +48,7 @@ def check_switched_on(facts: Facts) -> Outcome:
         return passed("run is 1")
     if run not in (0, 2):
         raise CannotTell(f"run is {run}")
-    if facts.own.paused is not None:
+    if facts.paused is not None:
         return info(f"run is {run}, and virtksm is paused")
     reason = find_kept_off(here)
     if reason is not None:
@@ -138,7 +138,7 @@ def check_huge_pages(facts: Facts) -> Outcome:
     choice = _choice(with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
     if choice in (None, "never"):
         return passed("the kernel makes none")
-    config = facts.own.config
+    config = facts.config
     if config.policy == "adaptive" and config.adaptive.engage == "always":
         return warned(
             f"enabled is {choice}, and the policy merges also while memory is plenty: each merge splits a huge page",
@@ -162,9 +162,9 @@ def check_nodes(facts: Facts) -> Outcome:
     if across == 0:
         return passed(f"{nodes} NUMA nodes, each merges its own")
     detail = f"merge_across_nodes is 1 with {nodes} NUMA nodes: guests read merged pages from another node"
-    if facts.own.config.policy != "adaptive":
+    if facts.config.policy != "adaptive":
         return warned(detail, SET_NODES)
-    if NODES_KEY in facts.own.keys_set and facts.own.config.adaptive.merge_across_nodes != "never":
+    if NODES_KEY in facts.keys_set and facts.config.adaptive.merge_across_nodes != "never":
         return info(f"{nodes} NUMA nodes, and the configuration asks to merge across them, or to leave that as it is")
     return warned(detail, f'{SET_NODES}; {NODES_KEY} = "never" keeps it over boots, "keep" says that 1 is meant')
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from virtksm.doctor.facts import Facts, known
 from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.own import AgentSeen
 from virtksm.doctor.reading.processes import read_confinement, sees_sys_read_only
 from virtksm.errors import REMEDIES, USE_QEMU, VirtksmError
 from virtksm.model.snapshot import PARAMETERS
@@ -64,8 +63,7 @@ def check_sys_writable(facts: Facts) -> Outcome:
     confined = _selinux_domain(facts, daemon.pid)
     if confined is None:
         return passed(detail)
-    agent = facts.own.agent
-    if isinstance(agent, AgentSeen) and agent.refusal.endswith(", unknown"):
+    if facts.agent_seen and facts.agent_seen.refusal.endswith(", unknown"):
         return warned(
             f"{detail}, but a setting was refused and SELinux confines it ({confined})",
             "see what SELinux denies: ausearch -m avc; newer policies let it write (dnf update selinux-policy)",

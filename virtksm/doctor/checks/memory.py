@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 
 from virtksm.doctor.checks.kernel import with_ksm
 from virtksm.doctor.facts import Facts, Here
 from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
-from virtksm.doctor.reading.memory import read_figures_kib, read_memory, read_unused_pool_kib
-from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS, SYS_CGROUP
+from virtksm.doctor.reading.files import Root
+from virtksm.host.local_facts import parse_figures, parse_meminfo
+from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS, SYS_CGROUP, MemoryLimits
+from virtksm.host.proc_files import NUMBER
 from virtksm.model.snapshot import HostMemory, KsmState
 from virtksm.text import format_kib
 
+POOLS = "sys/kernel/mm/hugepages"
+"""A folder for each size of huge pages (admin-guide/mm/hugetlbpage.rst)."""
 ARCSTATS_FILE = f"proc/{ARCSTATS}"
 SHRINKER_LIMIT = "sys/module/zfs/parameters/zfs_arc_shrinker_limit"
 """Pages of ZFS's cache that one request for memory may free; 0, as in OpenZFS 2.4: as many as it needs."""
 
 
 def check_swap(facts: Facts) -> Outcome:
-    total_kib, free_kib = read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
+    total_kib, free_kib = _read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
     free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
     if total_kib and free_kib * 10 < total_kib:
         return warned(f"{free}: swap is nearly full", "add swap or memory, or move guests away")
-    if total_kib and read_memory(facts.this_machine.root).spare_swap_kib:
+    if total_kib and _read_memory(facts.this_machine.root).spare_swap_kib:
         return passed(free)
     here = with_ksm(facts)
     none = f"{free}, and none of it for guests (zram is memory; MemorySwapMax=)" if total_kib else "there is none"
-    if _merged(here).missing_kib(_spare_kib(read_memory(here.root))):
+    if _merged(here).missing_kib(_spare_kib(_read_memory(here.root))):
         return warned(
             f"{none}, and what is merged would not fit into memory: pages that unmerge end guests (OOM killer)",
             "add swap on a disk (mkswap, swapon, /etc/fstab)",
@@ -36,7 +41,7 @@ def check_swap(facts: Facts) -> Outcome:
 
 def check_headroom(facts: Facts) -> Outcome:
     here = with_ksm(facts)
-    memory, merged = read_memory(here.root), _merged(here)
+    memory, merged = _read_memory(here.root), _merged(here)
     available_kib, swap_kib = _spare_kib(memory), memory.spare_swap_kib or 0
     if merged.unmerge_kib == 0:
         return passed(f"nothing is merged; {format_kib(available_kib)} are available")
@@ -53,10 +58,10 @@ def check_headroom(facts: Facts) -> Outcome:
 def check_pool(facts: Facts) -> Outcome:
     """Judge whether a pool of huge pages keeps more memory unused than the rest of the host has available."""
     root = facts.this_machine.root
-    memory = read_memory(root)
+    memory = _read_memory(root)
     if not memory.hugetlb_kib:
         return passed("there is none")
-    unused_kib = read_unused_pool_kib(root)
+    unused_kib = _read_unused_pool_kib(root)
     pool, unused = format_kib(memory.hugetlb_kib), format_kib(unused_kib)
     if unused_kib > _spare_kib(memory):
         return warned(
@@ -72,7 +77,7 @@ def check_arc(facts: Facts) -> Outcome:
     root = facts.this_machine.root
     if root.text(ARCSTATS_FILE) is None:
         return passed("no ZFS is loaded")
-    back_kib = read_memory(root).arc_kib
+    back_kib = _read_memory(root).arc_kib
     if back_kib is None:
         raise CannotTell(f"/{ARCSTATS_FILE} names no size and no minimum")
     detail = f"up to {format_kib(back_kib)} come back when memory is short, and count as available"
@@ -88,7 +93,7 @@ def check_arc(facts: Facts) -> Outcome:
 def check_limits(facts: Facts) -> Outcome:
     """Judge whether a control group bounds guests so that what is merged in it does not fit."""
     here = with_ksm(facts)
-    memory = read_memory(here.root)
+    memory = _read_memory(here.root)
     for group in GUESTS_GROUPS:
         limit = here.root.number(f"{SYS_CGROUP}/memory/{group}/memory.limit_in_bytes".lstrip("/"))
         if limit is not None and limit // 1024 < memory.total_kib:  # without a limit it is a number of exbibytes
@@ -112,7 +117,7 @@ def check_limits(facts: Facts) -> Outcome:
 
 def check_commit(facts: Facts) -> Outcome:
     """Judge whether the kernel promises as little memory as there is, so that merging makes no room for guests."""
-    memory = read_memory(facts.this_machine.root)
+    memory = _read_memory(facts.this_machine.root)
     if memory.commit_left_kib is None:
         return passed("guests may ask for more memory than there is")
     detail = (
@@ -135,3 +140,33 @@ def _spare_kib(memory: HostMemory) -> int:
     if memory.spare_kib is None:
         raise CannotTell("/proc/meminfo: MemAvailable is missing")
     return memory.spare_kib
+
+
+def _read_memory(root: Root) -> HostMemory:
+    """Read the host's memory as a pass does."""
+    try:
+        memory = parse_meminfo(_meminfo(root))
+    except ValueError as error:
+        raise CannotTell(f"/proc/meminfo: {error}") from error
+    return MemoryLimits(lambda: 0.0, root.path(SYS_CGROUP.lstrip("/"))).added_to(memory, root.path("proc"))
+
+
+def _read_figures_kib(root: Root, *names: str) -> list[int]:
+    figures = parse_figures(_meminfo(root))
+    for name in names:
+        if name not in figures:
+            raise CannotTell(f"/proc/meminfo: {name} is missing")
+    return [figures[name] for name in names]
+
+
+def _read_unused_pool_kib(root: Root) -> int:
+    """Read how much of the pool of huge pages no process holds, of all sizes."""
+    sizes = ((name, re.fullmatch(rf"hugepages-({NUMBER})kB", name)) for name in root.names(POOLS))
+    return sum(int(size[1]) * (root.number(f"{POOLS}/{name}/free_hugepages") or 0) for name, size in sizes if size)
+
+
+def _meminfo(root: Root) -> str:
+    text = root.text("proc/meminfo")
+    if text is None:
+        raise CannotTell("/proc/meminfo is missing: is /proc mounted, with ProcSubset=all?")
+    return text

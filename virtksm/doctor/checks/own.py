@@ -8,7 +8,6 @@ from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import Facts, Here, known
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.own import AgentSeen
 from virtksm.doctor.reading.processes import read_users
 from virtksm.errors import START_AGENT
 
@@ -19,7 +18,7 @@ KSMTUNEDS_PAGES = (64, 1250)
 
 
 def check_configuration(facts: Facts) -> Outcome:
-    configuration = facts.own.configuration
+    configuration = facts.configuration
     if isinstance(configuration, Config):
         facts.this_machine  # noqa: B018  # another one has its own
         return passed(f"policy {configuration.policy}")
@@ -28,7 +27,7 @@ def check_configuration(facts: Facts) -> Outcome:
 
 
 def check_on(facts: Facts) -> Outcome:
-    paused = facts.own.paused
+    paused = facts.paused
     if paused is None:
         facts.this_machine  # noqa: B018  # of another one only what was done from here is known
         return passed("`virtksm pause` is not in force")
@@ -62,7 +61,7 @@ def check_agent(facts: Facts) -> Outcome:
 def check_agent_boot(facts: Facts) -> Outcome:
     here = facts.this_machine
     unit = here.unit(AGENT_UNIT)
-    if facts.own.agent is None:
+    if facts.known_agent is None:
         raise DoesNotApply("none runs")
     if not here.booted or not unit.is_installed:
         raise DoesNotApply(f"it is not started by {AGENT_UNIT}")
@@ -73,8 +72,7 @@ def check_agent_boot(facts: Facts) -> Outcome:
 
 def check_agent_permission(facts: Facts) -> Outcome:
     here = facts.this_machine
-    agent = facts.own.agent
-    if isinstance(agent, AgentSeen) and agent.silence is None:
+    if facts.agent_seen and facts.agent_seen.silence is None:
         return passed("the agent is connected")
     if "virtksm" not in read_users(here.root):
         raise DoesNotApply("there is no user virtksm")
@@ -107,13 +105,13 @@ def check_stranded(facts: Facts) -> Outcome:
 
 def check_folder(facts: Facts) -> Outcome:
     facts.this_machine  # noqa: B018
-    if facts.own.faults:
+    if facts.faults:
         return failed(
-            facts.own.faults[0],
+            facts.faults[0],
             "correct it, or remove it: it is made again (the baseline is then the kernel's present value)",
         )
-    known(facts.own.state)
-    return passed(facts.own.folder)
+    known(facts.state)
+    return passed(facts.folder)
 
 
 def _find_rule(root: Root) -> str | None:
@@ -157,7 +155,7 @@ def _stranded_without_agent(facts: Facts) -> Outcome:
     here = facts.this_machine
     if starts_passes(here):
         raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")
-    ours = known(facts.own.state).ownership.get("pages_to_scan")
+    ours = known(facts.state).ownership.get("pages_to_scan")
     pages, sleep_ms = here.number("pages_to_scan"), here.number("sleep_millisecs")
     if ours is not None and ours.holds(pages) and pages and here.number("run") == 1:
         return failed(

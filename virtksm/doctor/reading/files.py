@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from typing import TypeVar
 
 from virtksm.doctor.finding import CannotTell
 from virtksm.host.proc_files import parse_counter
+
+T = TypeVar("T")
 
 MAX_BYTES = 1 << 20
 """/proc/PID/mountinfo is the longest: some 100 bytes a mount."""
@@ -28,35 +32,36 @@ class Root:
     def path(self, relative: str) -> str:
         return f"{self._path}/{relative}"
 
+    def read(self, relative: str, how: Callable[[str], T], missing: T) -> T:
+        """Return what `how` reads at a path, `missing` where nothing is there; raises CannotTell."""
+        try:
+            return how(self.path(relative))
+        except (FileNotFoundError, NotADirectoryError, ProcessLookupError):
+            return missing
+        except (OSError, ValueError) as error:
+            raise CannotTell(f"/{relative}: {error.strerror if isinstance(error, OSError) else error}") from error
+
     def text(self, relative: str, *, only_scripts: bool = False) -> str | None:
         """Return a file's text, None if it is missing; `only_scripts`: or no script of root's or this user's."""
-        try:
-            descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            raise _cannot_read(relative, error) from error
-        try:
-            status = os.fstat(descriptor)
-            if only_scripts and not (
-                stat.S_ISREG(status.st_mode)
-                and status.st_uid in (0, os.geteuid())
-                and os.pread(descriptor, 2, 0) == b"#!"
-            ):
-                return None
-            if not stat.S_ISREG(status.st_mode):
-                raise NoRegularFile(f"/{relative} is no regular file")
-            with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
-                content = file.read(MAX_BYTES + 1)
-        except ProcessLookupError:
-            return None
-        except OSError as error:
-            raise _cannot_read(relative, error) from error
-        finally:
-            os.close(descriptor)
-        if len(content) > MAX_BYTES:
+
+        def read(path: str) -> bytes | None:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                status = os.fstat(descriptor)
+                is_file, is_ours = stat.S_ISREG(status.st_mode), status.st_uid in (0, os.geteuid())
+                if only_scripts and not (is_file and is_ours and os.pread(descriptor, 2, 0) == b"#!"):
+                    return None
+                if not is_file:
+                    raise NoRegularFile(f"/{relative} is no regular file")
+                with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
+                    return file.read(MAX_BYTES + 1)
+            finally:
+                os.close(descriptor)
+
+        content = self.read(relative, read, None)
+        if content is not None and len(content) > MAX_BYTES:
             raise CannotTell(f"/{relative} is longer than {MAX_BYTES} bytes")
-        return content.decode("utf-8", "replace")
+        return None if content is None else content.decode("utf-8", "replace")
 
     def text_if_readable(self, relative: str) -> str:
         """Return a file's text, nothing if it is missing or cannot be read."""
@@ -75,12 +80,7 @@ class Root:
 
     def names(self, relative: str) -> list[str]:
         """Return the names in a folder, sorted; none if it is missing."""
-        try:
-            return sorted(os.listdir(self.path(relative)))  # noqa: PTH208  # names are all that is needed
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except (OSError, ValueError) as error:
-            raise _cannot_read(relative, error) from error
+        return self.read(relative, lambda path: sorted(os.listdir(path)), [])  # noqa: PTH208  # names alone
 
     def names_if_readable(self, relative: str) -> list[str]:
         """Return the names in a folder, none if it is missing or cannot be read."""
@@ -89,14 +89,10 @@ class Root:
         except CannotTell:
             return []
 
+    def status(self, relative: str) -> os.stat_result | None:
+        """Return what stat tells of a path, None if nothing is there."""
+        return self.read(relative, os.stat, None)
+
     def is_folder(self, relative: str) -> bool:
-        try:
-            return stat.S_ISDIR(os.stat(self.path(relative)).st_mode)  # noqa: PTH116  # errors tell apart
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except (OSError, ValueError) as error:
-            raise _cannot_read(relative, error) from error
-
-
-def _cannot_read(relative: str, error: OSError | ValueError) -> CannotTell:
-    return CannotTell(f"/{relative}: {error.strerror if isinstance(error, OSError) else error}")
+        status = self.status(relative)
+        return status is not None and stat.S_ISDIR(status.st_mode)

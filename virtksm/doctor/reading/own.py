@@ -13,19 +13,10 @@ from virtksm.config.load import DEFAULT, load
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell
 from virtksm.errors import ConfigError, StateUnusable
-from virtksm.model.decision import Pause
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
-from virtksm.uri import is_alias
-from virtksm.wiring import key_of, make_switch
-
-MAX_KIB = 1 << 53
-"""Of an agent's number: a greater one is no memory."""
-MAX_GUESTS = 10_000
-"""Of an agent's list."""
-MAX_LETTERS = 300
-"""Of an agent's text."""
+from virtksm.wiring import key_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,28 +47,6 @@ class AgentSeen:
     rewriters_unknown: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Own:
-    """virtksm itself. `configuration`, or the faults of it, and the keys that its files set; `agent`: None for none.
-
-    `folder` is for what it does at run time; `faults`: what is wrong with it or with the state folder, each a
-    sentence. `state` is the host's state in it.
-    """
-
-    configuration: Config | tuple[str, ...]
-    keys_set: frozenset[str] = frozenset()
-    paused: Pause | None
-    agent: AgentSeen | CannotTell | None
-    folder: str
-    faults: tuple[str, ...]
-    state: HostState | CannotTell
-
-    @property
-    def config(self) -> Config:
-        """The configuration in force; the defaults where it has faults, which is a finding of its own."""
-        return self.configuration if isinstance(self.configuration, Config) else Config()
-
-
 def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
     """Load the configuration; return it, or its faults if there are any, and the keys that its files set."""
     try:
@@ -87,16 +56,32 @@ def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[s
     return loaded.config, frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
 
 
-def read_own(
-    uri: str,
-    configuration: Config | tuple[str, ...],
-    paths: RuntimePaths,
-    agent: AgentSeen | CannotTell | None,
-    *,
-    keys_set: frozenset[str] = frozenset(),
-) -> Own:
-    """Read virtksm's own files of the host behind `uri`; `agent` is its own answer."""
-    config = configuration if isinstance(configuration, Config) else Config()
+def see_agent(status: Mapping[str, Any]) -> AgentSeen:
+    """Take the facts from an agent's status, which has its shape (docs/reference.md)."""
+    libvirt, stranded, switched, last = (status[name] for name in ("libvirt", "stranded", "switched", "last_pass"))
+    error = f" ({libvirt['error']})" if libvirt["error"] else ""
+    silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{error}"
+    refused = last["refused"] if last else ()
+    return AgentSeen(
+        uri=status["uri"],
+        silence=None if libvirt["answers"] else silence,
+        is_stranded=stranded["possible"],
+        worst_core_percent=stranded["worst_core_percent"],
+        outcome=last and last["outcome"],
+        refusal=f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}" if refused else "",
+        other_processes_kib=last and last["decision"]["numbers"]["other_processes_kib"],
+        guests=last["sensed"]["guests"] if last else 0,
+        guests_unread=last["sensed"]["guests_unread"] if last else 0,
+        unmerged=frozenset(one["uuid"] for one in switched["unmerged"]) if switched else frozenset(),
+        merging=frozenset(one["uuid"] for one in switched["merging"]) if switched else frozenset(),
+        unswitched=tuple(one["message"] for one in switched["failed"]) if switched else (),
+        rewriters=frozenset(last["decision"]["rewriters"]) if last else frozenset(),
+        rewriters_unknown=(switched and switched["rewriters_unknown"]) or "",
+    )
+
+
+def read_state(uri: str, paths: RuntimePaths, config: Config) -> tuple[HostState | CannotTell, tuple[str, ...]]:
+    """Read the state of the host behind `uri`; return it, and what is wrong with the folders, each a sentence."""
     faults = [_folder_fault(folder) for folder in (paths.root, paths.agent_dir, paths.state_dir)]
     faults.append(_fifo_fault(paths))
     state: HostState | CannotTell
@@ -106,64 +91,7 @@ def read_own(
         state = CannotTell(error.message)
         if isinstance(error.__cause__, ValueError):
             faults.append(error.message)
-    return Own(
-        configuration=configuration,
-        keys_set=keys_set,
-        paused=None if is_alias(uri) else make_switch(uri, config, paths).read(),
-        agent=agent,
-        folder=paths.root,
-        faults=tuple(filter(None, faults)),
-        state=state,
-    )
-
-
-def parse_agent(status: object) -> AgentSeen | CannotTell:
-    """Take the facts from an agent's status (docs/reference.md); CannotTell if it is none."""
-    try:
-        return _parse_agent(status)  # type: ignore[arg-type]  # a wrong type raises, below
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-        return CannotTell("the agent's answer is not understood", "systemctl restart virtksm.service")
-
-
-def _parse_agent(status: Mapping[str, Any]) -> AgentSeen:
-    libvirt, stranded, last = status["libvirt"], status["stranded"], status["last_pass"]
-    silence = None
-    if not libvirt["answers"]:
-        why = f" ({_text(libvirt['error'])})" if libvirt["error"] else ""
-        silence = f"since {_text(libvirt['silent_since'])}, waiting for {_text(libvirt['waiting_for'])}{why}"
-    refused = last["refused"] if last is not None else []
-    other_processes_kib = last["decision"]["numbers"].get("other_processes_kib") if last is not None else None
-    sensed = last["sensed"] if last is not None else {"guests": 0, "guests_unread": 0}
-    switched = status.get("switched") or {"unmerged": [], "merging": [], "failed": []}
-    rewriters = last["decision"].get("rewriters", ()) if last is not None else ()
-    percent = stranded["worst_core_percent"]
-    return AgentSeen(
-        uri=_text(status["uri"]),
-        silence=silence,
-        is_stranded=None if stranded["possible"] is None else bool(stranded["possible"]),
-        worst_core_percent=None if percent is None else float(percent),
-        outcome=None if last is None else _text(last["outcome"]),
-        refusal=_text(f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}") if refused else "",
-        other_processes_kib=None if other_processes_kib is None else _count(other_processes_kib),
-        guests=_count(sensed["guests"]),
-        guests_unread=_count(sensed["guests_unread"]),
-        unmerged=frozenset(_text(one["uuid"]) for one in switched["unmerged"][:MAX_GUESTS]),
-        merging=frozenset(_text(one["uuid"]) for one in switched["merging"][:MAX_GUESTS]),
-        unswitched=tuple(_text(one["message"]) for one in switched["failed"][:MAX_GUESTS]),
-        rewriters=frozenset(_text(one) for one in rewriters[:MAX_GUESTS]),
-        rewriters_unknown=_text(switched.get("rewriters_unknown") or ""),
-    )
-
-
-def _text(value: object) -> str:
-    return str(value)[:MAX_LETTERS]
-
-
-def _count(value: object) -> int:
-    """Return a count of an agent; raises ValueError if it is none."""
-    if not isinstance(value, int) or not 0 <= value <= MAX_KIB:
-        raise ValueError("no count")
-    return value
+    return state, tuple(filter(None, faults))
 
 
 def _folder_fault(path: str) -> str:

@@ -9,8 +9,8 @@ law, numbered as in docs/policies.md; each rule's code is in the module named:
 4. Memory is settling for settle_s, and begins no full scan; then it is new, and needs two (`backlog`).
 5. A backlog that waits adds up: KiB times seconds (`backlog`).
 6. A full scan begins when what it is expected to gain is worth what it costs, later while more comes (`worth`,
-   `growth`). What merges and is rewritten soon is no gain. Guests that start are expected to merge as earlier ones of
-   their image did. A full scan for changed memory alone is a check scan.
+   `growth`). That is learned guest by guest; what merges and is rewritten soon is no gain, and guests that start go by
+   earlier ones of their image. A full scan for changed memory alone is a check scan.
 7. At its end, what was new has been scanned once, and what had been scanned once is done (`full_scans`).
 8. ksmd is fed batch by batch, within the CPU budget; without passes it does one a minute (`full_scans`).
 9. A full scan without progress is given up; its backlog stays, unless no memory may merge at all (`full_scans`).
@@ -31,7 +31,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import account
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, known_kib, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, UNSEEN, add, changing, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
     begin_full_scan,
@@ -47,15 +47,15 @@ from virtksm.policy.adaptive.full_scans import (
     seconds_until_stalled,
 )
 from virtksm.policy.adaptive.rewriters import wants_merged, watch
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
-    changed_ratio,
     expect,
+    expect_of_backlog,
     full_scan_cost_s,
     is_due,
     learn,
-    merge_ratio,
+    of_changed,
     seconds_to_wait,
 )
 from virtksm.text import format_kib
@@ -128,9 +128,9 @@ class AdaptivePolicy:
             return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None or not is_due(state, total_kib(snapshot, state)):
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
-        expected = expect(snapshot, state, state.arrivals.started)
+        ratio, source = expect_of_backlog(expect(snapshot, state), state.backlog)
         text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s: "
-        text += f"{100 * expected.ratio:.0f} % should merge, {expected.source}"
+        text += f"{100 * ratio:.0f} % should merge, {source}"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(
@@ -186,6 +186,8 @@ class AdaptivePolicy:
         if state.rewriters:
             would = "would be" if self.only_observes else "are"
             text += f"; guests that {would} out for a day, as they rewrite what merges: {len(state.rewriters)}"
+        shares, rates = expect(snapshot, state), changing(snapshot, state)
+        changed = {key: backlog.changed.get(key, 0.0) or rate for key, (rate, _) in rates.items()}
         numbers: dict[str, Number] = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
@@ -196,9 +198,9 @@ class AdaptivePolicy:
             "full_scan_cost_s": round(full_scan_cost_s(snapshot, state), 3),
             "page_cost_us": round(learned.page_cost_s * 1e6, 3),
             "changed_kib": int(backlog.changed_kib),
-            "merge_ratio": round(merge_ratio(learned), 3),
-            "expected_ratio": round(expect(snapshot, state, state.arrivals.started).ratio, 3),
-            "changed_ratio": round(changed_ratio(learned), 4),
+            "merge_ratio": round(shares.ratio(state.guests_kib), 3),
+            "expected_ratio": round(expect_of_backlog(shares, backlog)[0], 3),
+            "changed_ratio": round(shares.ratio(of_changed(changed), CHANGED), 4),
             "more_full_scans": state.scans.more,
             "pressure": round(need.pressure, 3),
             "cpu_budget_percent": round(100 * cpu_share(snapshot, self.params, need.pressure), 1),
@@ -235,15 +237,15 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     scans, backlog = state.scans, state.backlog
     if scans.current is None:
         return state
-    kib = scans.current.scanning_kib
-    if scans.is_check:
-        changed = {**backlog.changed, REWRITTEN: min(backlog.changed.get(REWRITTEN, 0.0) + kib, MAX_SUM)}
-        backlog = replace(backlog, changed=changed)
-    else:
-        backlog = replace(backlog, new_kib=min(backlog.new_kib + kib, MAX_SUM))
+    new, changed = {}, {}
+    for key, kib in scans.current.scanning.items():
+        if key.startswith(CHANGED):
+            changed[key.removeprefix(CHANGED)] = kib
+        else:
+            new[key] = int(kib)
     return replace(
         state,
-        backlog=backlog,
+        backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
         scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
     )
 
@@ -251,12 +253,12 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
     scans = state.scans
-    scanned_kib = max(scans.current.scanning_kib if scans.current else 0, 1)
+    scanned = {**(scans.current.scanning if scans.current else {}), CHANGED + UNSEEN: 1.0}  # none of what nothing tells
     return replace(
         state,
         backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
         scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
-        learned=learn(snapshot, state, scanned_kib, 0, is_check=True),
+        learned=learn(snapshot, state, scanned, 0),
     )
 
 

@@ -8,12 +8,20 @@ kernel's counters: one). Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, age_changed, known_kib, total_kib
+from virtksm.policy.adaptive.changes import (
+    CHANGED,
+    OTHER_PROCESSES,
+    REWRITTEN,
+    UNSEEN,
+    age_changed,
+    known_kib,
+    total_kib,
+)
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Backlog
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Backlog
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -22,55 +30,63 @@ PAYS_COST = 300.0
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
     """Return the state with the backlog as of this snapshot; memory is settling for `settle_s` seconds."""
-    known, state = state, _without_unmergeable(snapshot, state)
-    now_s, before = snapshot.taken_s, state.backlog
+    now_s, before, before_kib = snapshot.taken_s, state.backlog, state.guests_kib
     if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
     seen = [(guest.key, guest.mergeable_kib) for guest in snapshot.guests if guest.can_merge]
     guests_kib = {key: kib for key, kib in seen if kib is not None}
     if snapshot.other_processes is not None:
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
-    unread = [key for key, kib in seen if kib is None]
-    kept_kib = {key: state.guests_kib[key] for key in unread if key in state.guests_kib}  # unread is not gone
-    before_kib = state.guests_kib
+    unread = {key for key, kib in seen if kib is None}
+    kept_kib = {key: before_kib[key] for key in unread if key in before_kib}  # unread is not gone
     # Of most guests nothing: passes of a full scan sense them but now and then.
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
-    appeared_kib = sum(max(grown - refilled_kib.get(key, 0), 0) for key, grown in grown_kib.items())  # rule 3
-    stopped = before_kib.keys() - guests_kib.keys() - {*unread}
-
-    appeared = ((now_s, appeared_kib),) if appeared_kib else ()
-    settling = tuple((at_s, kib) for at_s, kib in (*before.settling, *appeared) if 0 <= now_s - at_s < settle_s)
-    settling_kib = sum(kib for _, kib in settling)
-    settled_kib = before.settling_kib + appeared_kib - settling_kib  # rule 4
-    recent = tuple((at_s, kib) for at_s, kib in (*state.arrivals.recent, *appeared) if 0 <= now_s - at_s < RECENT_S)
-    all_kib = sum(guests_kib.values()) + sum(kept_kib.values())
-    stopped_kib = sum(state.guests_kib[key] for key in stopped)
+    appeared = tuple(
+        Appeared(now_s, key, kib - refilled_kib.get(key, 0))  # rule 3
+        for key, kib in grown_kib.items()
+        if kib > refilled_kib.get(key, 0)
+    )
+    all_kib = {**kept_kib, **guests_kib}
+    unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
+    stopped_kib = sum(kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable)
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
-        stopped_kib += max(state.guests_kib.get(OTHER_PROCESSES, 0) - guests_kib[OTHER_PROCESSES], 0)
-    stayed = 1 - stopped_kib / (sum(state.guests_kib.values()) or 1)  # what has stopped takes its backlog away
+        stopped_kib += max(-grown_kib.get(OTHER_PROCESSES, 0), 0)
+
+    here = [one for one in (*before.settling, *appeared) if one.key in all_kib]
+    settling = tuple(one for one in here if 0 <= now_s - one.at_s < settle_s)
+    new_kib = dict(before.new)
+    for one in here:  # rule 4
+        if not 0 <= now_s - one.at_s < settle_s:
+            new_kib[one.key] = new_kib.get(one.key, 0) + one.kib
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
     is_unmerged = was_scanned and known_kib(snapshot) == 0  # by run=2
-    forgotten_kib = all_kib - settling_kib if is_unmerged else 0
+    if is_unmerged:
+        new_kib = dict(all_kib)
+        for one in settling:
+            new_kib[one.key] -= one.kib
     # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
-    is_unmerging = is_unmerged or snapshot.ksm.run == 2 or state is not known
-    rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=bool(stopped))
+    is_unmerging = is_unmerged or snapshot.ksm.run == 2 or unmergeable
+    rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=stopped_kib > 0)
     rewritten_kib += sum(refilled_kib.values())
-    new_kib = min(max(int(before.new_kib * stayed) + settled_kib, forgotten_kib), all_kib)
+    # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
+    unmerged_kib = sum(before_kib[key] for key in unmergeable)
+    unmerged_kib -= sum(one.kib for one in before.settling if one.key in unmergeable)
     current = state.scans.current
     if current is not None:
-        current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
+        current = replace(current, scanning=_within(current.scanning, all_kib))
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)  # rule 5
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = state.arrivals
-    arrivals = replace(arrivals, started=tuple(key for key in arrivals.started if key in guests_kib or key in unread))
-    started = [key for key in guests_kib if key not in state.guests_kib and key != OTHER_PROCESSES]
-    if state.taken_s is not None and started:
-        arrivals = note_start(arrivals, now_s, started)
-    learned_kib = min(state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s), MAX_SUM)
-    state = replace(state, taken_s=now_s, guests_kib={**kept_kib, **guests_kib}, given_back_kib=given_back_kib)
-    changed = age_changed(snapshot, state, waited_s, rewritten_kib)  # rule 11
+    if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
+        arrivals = note_start(arrivals, now_s)
+    recent = tuple(
+        one for one in (*arrivals.recent, *appeared) if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
+    )
+    learned_kib = state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s) - unmerged_kib
+    state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
+    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib)  # rule 11
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
@@ -79,8 +95,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         unmapped_kib=snapshot.ksm.unmapped_kib,
         backlog=Backlog(
             settling=settling,
-            new_kib=new_kib,
-            scanned_once_kib=min(int(before.scanned_once_kib * stayed), all_kib + snapshot.ksm.unmapped_kib - new_kib),
+            new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib and key in all_kib},
+            scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
             changed=changed,
@@ -88,53 +104,15 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         ),
         arrivals=replace(arrivals, recent=recent),
         scans=replace(state.scans, current=current),
-        learned=replace(state.learned, rewritten_kib=learned_kib),
+        learned=replace(state.learned, rewritten_kib=min(max(learned_kib, 0), MAX_SUM)),
     )
     return note_burst(state, total_kib(snapshot, state))
 
 
-def _without_unmergeable(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
-    """Take guests out that have counted, and of which it has been learned since that they cannot merge.
-
-    That is learned a moment after a guest is first seen, so that its memory is the newest: it is settling. Of what is
-    not, its share goes. An older guest was unmerged: so much of what counts as rewritten since may be that.
-    """
-    unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & state.guests_kib.keys()
-    if not unmergeable:
-        return state
-    kib = sum(state.guests_kib[key] for key in unmergeable)
-    backlog, current = state.backlog, state.scans.current
-    settling = _without_newest(backlog.settling, kib)
-    older_kib = kib - backlog.settling_kib + sum(kib for _, kib in settling)
-    stayed = 1 - older_kib / (sum(state.guests_kib.values()) or 1)
-    if current is not None:
-        current = replace(current, scanning_kib=int(current.scanning_kib * stayed))
-    changed_kib = max(backlog.changed.get(REWRITTEN, 0.0) - older_kib, 0.0)
-    return replace(
-        state,
-        guests_kib={key: kib for key, kib in state.guests_kib.items() if key not in unmergeable},
-        backlog=replace(
-            backlog,
-            settling=settling,
-            new_kib=int(backlog.new_kib * stayed),
-            scanned_once_kib=int(backlog.scanned_once_kib * stayed),
-            changed={**backlog.changed, REWRITTEN: changed_kib},
-        ),
-        learned=replace(state.learned, rewritten_kib=max(state.learned.rewritten_kib - older_kib, 0)),
-        arrivals=replace(state.arrivals, recent=_without_newest(state.arrivals.recent, kib)),
-        scans=replace(state.scans, current=current),
-    )
-
-
-def _without_newest(appeared: tuple[tuple[float, int], ...], kib: int) -> tuple[tuple[float, int], ...]:
-    """Return what appeared, and when, less so much of the newest."""
-    left = []
-    for at_s, appeared_kib in reversed(appeared):
-        taken_kib = min(appeared_kib, kib)
-        kib -= taken_kib
-        if taken_kib < appeared_kib:
-            left.append((at_s, appeared_kib - taken_kib))
-    return tuple(reversed(left))
+def _within(scanning: Mapping[str, float], here: Collection[str]) -> Mapping[str, float]:
+    """Return what is being scanned without what has stopped."""
+    here = {*here, REWRITTEN, UNSEEN}
+    return {key: kib for key, kib in scanning.items() if key.removeprefix(CHANGED) in here}
 
 
 def _count_given_back(

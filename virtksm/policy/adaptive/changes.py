@@ -18,10 +18,17 @@ UNSEEN = "unseen"
 """The key of memory that is no known process's."""
 REWRITTEN = "rewritten"
 """The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
+CHANGED = "changed "
+"""What begins the key of a process's changed memory among others'."""
 BLIND_S = 24 * 3600.0
 """Memory that nobody measures is assumed to change once in so long (chosen)."""
 UNSEEN_SHARE = 1 / 64
 """Share of the host's memory that unseen other processes are assumed to hold (chosen)."""
+
+
+def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, float]:
+    """Return the sum of two amounts by key."""
+    return {**kib, **{key: kib.get(key, 0) + more for key, more in more_kib.items()}}
 
 
 def age_changed(
@@ -29,13 +36,14 @@ def age_changed(
     state: AdaptiveState,
     passed_s: float,
     rewritten_kib: int,
+    unmerged_kib: int,
 ) -> Mapping[str, float]:
     """Return what has changed by key, `passed_s` later. Rates are without memory that appeared.
 
     No process changes more than it has that has not merged.
     """
     before, lone, grown_kib = state.backlog.changed, lone_share(snapshot, state), 0.0
-    changed = {REWRITTEN: before.get(REWRITTEN, 0.0)}
+    changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
         more_kib = kib_per_s * passed_s
         changed[key] = min(before.get(key, 0.0) + more_kib, kib * lone)

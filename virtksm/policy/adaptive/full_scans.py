@@ -13,17 +13,19 @@ from typing import NamedTuple
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.changes import known_kib, lone_share, total_kib
+from virtksm.policy.adaptive.changes import add, known_kib, lone_share, total_kib
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
     NEWEST_MERGE_RATIO,
+    expect,
+    expect_of_backlog,
     full_scan_cost_s,
     is_due,
     is_second_due,
     learn,
-    merge_ratio,
+    of_changed,
 )
 from virtksm.values import replace
 
@@ -84,27 +86,25 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     memory_kib = total_kib(snapshot, state)
     is_second = is_second_due(state, memory_kib)
     full_scans, backlog, scans = snapshot.ksm.full_scans or 0, state.backlog, state.scans
-    changed_kib = 0 if is_second else int(backlog.changed_kib)
+    scanning: dict[str, float] = dict(backlog.new)
+    for one in backlog.settling:
+        scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
-        is_check, started = not is_due(state, memory_kib), state.arrivals.started
-        changed = {key: kib for key, kib in backlog.changed.items() if kib and is_check}
-        scans = replace(scans, is_check=is_check, changed=changed, started=started, more=0, visited=0.0, merged_kib=0)
-        if scans.is_check:  # what it is for has to count, or there would be no second one
-            changed_kib = max(changed_kib, memory_kib // NEGLIGIBLE + 1)
+        scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
+        scanning |= of_changed(backlog.changed) if scans.is_check else {}
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
-        scanning_kib=min(backlog.new_kib + backlog.settling_kib + changed_kib, MAX_SUM),
+        scanning=scanning,
         began=read_meter(snapshot),
     )
     return replace(
         state,
         backlog=Backlog(
-            scanned_once_kib=backlog.scanned_once_kib,
+            scanned_once=backlog.scanned_once,
             changed=backlog.changed if is_second else {},
             changed_kib_s=backlog.changed_kib_s if is_second else 0.0,
         ),
-        arrivals=replace(state.arrivals, started=state.arrivals.started if is_second else ()),
         scans=replace(scans, current=current, pair_left=scans.pair_left if is_second else 2),
     )
 
@@ -287,40 +287,37 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     One more follows if it is worth it (rule 10): what ksmd left in neither tree may have twins.
     """
     began, now = ended.began, read_meter(snapshot)
-    scans, learned, once_kib = state.scans, state.learned, state.backlog.scanned_once_kib
-    memory_kib = total_kib(snapshot, state)
+    scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
+    memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
-    net_kib -= snapshot.ksm.kib(
-        _difference(began.cow_ksm, now.cow_ksm) or 0
-    )  # counted as sharing until ksmd finds them
+    # Counted as sharing until ksmd finds them.
+    net_kib -= snapshot.ksm.kib(_difference(began.cow_ksm, now.cow_ksm) or 0)
     is_second = scans.pair_left <= 1
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
-    left_kib = once_kib if scans.is_check else max(once_kib - max(net_kib, 0), 0)
-    unmet_kib, ratio, is_worth_it = 0, 0.0, False
+    left_kib = max(once_kib - merged_kib, 0)
+    unmet_kib, ratio, goes_on = 0, 0.0, False
     if scans.is_check:
-        is_worth_it = visited < (2 if is_second else 1) - UNVISITED
+        goes_on = visited < (2 if is_second else 1) - UNVISITED
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
-        unmet_kib, ratio = expect_of_one_more(snapshot, state, ended, left_kib)
+        unmet_kib, ratio = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
         share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        is_worth_it = unmet_kib * ratio * NEGLIGIBLE > memory_kib * share
-    goes_on = is_worth_it and scans.more < MAX_MORE_FULL_SCANS
-    left_kib = left_kib if goes_on or (scans.is_check and not is_second) else 0
+        goes_on = unmet_kib * ratio * NEGLIGIBLE > memory_kib * share
+    goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        scanned_kib = once_kib if scans.is_check else min(once_kib + scans.merged_kib, MAX_SUM)
-        learned = learn(snapshot, state, scanned_kib, merged_kib, is_check=scans.is_check)
+        learned = learn(snapshot, state, once, merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
     per_kib = cost_s / max(memory_kib, 1)
+    stays = once if goes_on or (scans.is_check and not is_second) else {}
     return replace(
         state,
-        backlog=replace(state.backlog, scanned_once_kib=min(ended.scanning_kib + left_kib, MAX_SUM)),
+        backlog=replace(state.backlog, scanned_once=add(stays, ended.scanning)),
         scans=Scans(
             cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
-            started=scans.started if goes_on or not is_second else (),
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,
@@ -328,7 +325,6 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             ratio=ratio,
             visited=visited,
             is_check=scans.is_check,
-            changed=scans.changed,
             fed=ended.fed or scans.fed,
         ),
         learned=replace(
@@ -340,19 +336,21 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     )
 
 
-def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, left_kib: int) -> tuple[int, float]:
+def expect_of_one_more(
+    snapshot: Snapshot, state: AdaptiveState, ended: FullScan, left_kib: int, merged_kib: int
+) -> tuple[int, float]:
     """Return how much of what has not merged may not have met its twins, and what share of it one more would merge.
 
     It is in neither tree, or what it may be equal to is. Pages that are left over from huge pages which ksmd has split
-    will merge as the others have. With old pages that smart_scan has skipped will merge, as they are visited, what is
-    wanting of the usual share. Every full scan that follows corrects the share, the more so the more it has visited.
+    will merge as the others have: the unstable tree leads to no page behind one that has gone, such as a zero page that
+    a split has freed (mm/ksm.c: unstable_tree_search_insert). With old pages that smart_scan has skipped will merge, as
+    they are visited, what is wanting of the usual share. Every full scan that follows corrects the share, the more so
+    the more it has visited.
     """
     ksm, scans, once_kib = snapshot.ksm, state.scans, state.backlog.scanned_once_kib
-    merged_kib = once_kib - left_kib
     split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
     skipped_kib = ksm.kib(_difference(ended.began.pages_skipped, ksm.pages_skipped) or 0)
-    unmapped_kib = max(read_meter(snapshot).unmapped_kib - ended.began.unmapped_kib, 0)  # volatile, too
-    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib - unmapped_kib, 0)
+    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
     if scans.more:
         still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
         tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
@@ -362,7 +360,10 @@ def expect_of_one_more(snapshot: Snapshot, state: AdaptiveState, ended: FullScan
     unmet_kib = min(unsettled_kib + skipped_kib, in_no_tree_kib, left_kib)
     gain_kib = unsettled_kib * merged_kib / max(once_kib - unsettled_kib, 1)
     merged_share = max((merged_kib + gain_kib) / max(once_kib, 1), 1 - lone_share(snapshot, state))
-    hidden_kib = min(max(merge_ratio(state.learned) - merged_share, 0.0) * once_kib, unmet_kib - unsettled_kib)
+    hidden_kib = min(
+        max(expect_of_backlog(expect(snapshot, state), state.backlog)[0] - merged_share, 0.0) * once_kib,
+        unmet_kib - unsettled_kib,
+    )
     gain_kib += hidden_kib * RARELY_VISITED
     return unmet_kib, min(gain_kib / max(unmet_kib, 1), 1.0)
 

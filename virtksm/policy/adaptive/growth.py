@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from enum import Enum
 
 from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
@@ -68,7 +67,7 @@ def _patience_s(state: AdaptiveState) -> float:
 def _left_s(state: AdaptiveState, window_s: float, min_kib: float) -> float:
     """Return how much longer more than `min_kib` will have appeared within `window_s`; 0.0 or below: it has not."""
     appeared_kib, now_s = 0, state.taken_s or 0.0
-    for at_s, kib in reversed(state.arrivals.recent):
+    for at_s, _, kib in reversed(state.arrivals.recent):
         appeared_kib += kib
         if appeared_kib > min_kib:
             return at_s + window_s - now_s
@@ -82,7 +81,7 @@ def judge_growth(state: AdaptiveState) -> Growth:
     if _series_left_s(state) > 0:
         return Growth.SERIES
     unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
-    recent_kib = sum(kib for _, kib in state.arrivals.recent)
+    recent_kib = sum(kib for _, _, kib in state.arrivals.recent)
     return Growth.STEADY if recent_kib * STEADY_S > unscanned_kib * RECENT_S else Growth.SETTLED
 
 
@@ -100,9 +99,9 @@ def _series_left_s(state: AdaptiveState) -> float:
     return state.arrivals.start_s + PATIENCE * state.arrivals.interval_s - state.taken_s
 
 
-def note_start(arrivals: Arrivals, now_s: float, started: Iterable[str]) -> Arrivals:
+def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:
     """Note that guests have started, as the next of a series or the first of a new one."""
     interval_s = MAX_INTERVAL_S + 1 if arrivals.start_s is None else now_s - arrivals.start_s
     is_next = 0 <= interval_s <= MAX_INTERVAL_S
     interval_s = max(arrivals.interval_s, interval_s) if is_next else 0.0
-    return replace(arrivals, started=(*arrivals.started, *started), start_s=now_s, interval_s=interval_s)
+    return replace(arrivals, start_s=now_s, interval_s=interval_s)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
-from virtksm.policy.adaptive.changes import OTHER_PROCESSES, REWRITTEN, UNSEEN, changing
+from virtksm.policy.adaptive.changes import CHANGED, add, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
-from virtksm.policy.adaptive.state import AdaptiveState
-from virtksm.policy.adaptive.worth import changed_ratio, changed_ratios, expect, expected_kib
+from virtksm.policy.adaptive.state import AdaptiveState, Ratio
+from virtksm.policy.adaptive.worth import expect, of_changed
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
 
@@ -85,46 +85,45 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     The law goes by their sums, but that no guest changes more than it has. What is expected of them all is as if it had
     been learned.
     """
-    rates, changed, learned = changing(snapshot, state), state.backlog.changed, state.learned
-    read = {guest.key for guest in snapshot.guests if guest.rss_kib is not None}
-    unread = {guest.key for guest in snapshot.guests} - read
-    guests, guests_kib, changed_kib, ratios = [], {}, {}, dict(changed_ratios(learned))
-    for name, keys in (("all", read), ("unread", unread)):
-        kib = sum(state.guests_kib.get(key, 0) for key in keys)
-        their_kib = {key: changed.get(key, 0.0) for key in keys}
-        their_rates = {key: rates[key][0] for key in keys if key in rates}
-        expected = their_kib if any(their_kib.values()) else their_rates
-        guest = Guest(
-            uuid=name,
-            name=name,
-            rss_kib=None if name == "unread" else snapshot.committed_kib,
-            shared_kib=None if name == "unread" else max(snapshot.committed_kib - kib, 0),
-            max_kib=None if name == "unread" else potential_of_kib(snapshot),
-            dirty_kib_per_s=sum(their_rates.values()),
-        )
-        guests.append(guest)
-        guests_kib[guest.key] = kib
-        changed_kib[guest.key] = sum(their_kib.values())
-        if any(expected.values()):
-            ratios[guest.key] = expected_kib(learned, expected) / sum(expected.values())
-    for key in (OTHER_PROCESSES, REWRITTEN, UNSEEN):
-        guests_kib |= {key: state.guests_kib[key]} if key in state.guests_kib else {}
-        changed_kib |= {key: changed[key]} if key in changed else {}
-    backlog = replace(state.backlog, changed=changed_kib)
+    one = Guest(uuid="all", name="all", rss_kib=snapshot.committed_kib, max_kib=potential_of_kib(snapshot))
+    unread = Guest(uuid="unread", name="unread")
+    named = {guest.key: (unread if guest.rss_kib is None else one).key for guest in snapshot.guests}
+
+    def gather(kib_by_key: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, kib in kib_by_key.items():
+            process = key.removeprefix(CHANGED)
+            name = key.removesuffix(process) + named.get(process, process)
+            found[name] = found.get(name, 0) + kib
+        return found
+
+    backlog, shares = state.backlog, expect(snapshot, state)
+    rates = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
+    waiting = add(backlog.new, backlog.scanned_once)
+    waiting |= of_changed({key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()})
+    gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
     learned = replace(
-        learned,
-        merge_ratios={"": expect(snapshot, state, state.arrivals.started).ratio},
-        changed_ratio=changed_ratio(learned),
-        changed_ratios=ratios,
-        scanned_kib=0,
-        rewritten_kib=0,
+        state.learned,
+        ratios={key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib},
+        pair={},
     )
+    held_kib, current = gather(state.guests_kib), state.scans.current
+    if current is not None:
+        current = replace(current, scanning=gather(current.scanning))
     state = replace(
         state,
-        guests_kib=guests_kib,
+        guests_kib=held_kib,
         given_back_kib={},
-        backlog=backlog,
-        arrivals=replace(state.arrivals, started=()),
+        backlog=replace(
+            backlog,
+            new=gather(backlog.new),
+            scanned_once=gather(backlog.scanned_once),
+            changed=gather(backlog.changed),
+        ),
+        scans=replace(state.scans, current=current),
         learned=learned,
     )
+    their_rates = gather(rates)
+    one = replace(one, shared_kib=max(snapshot.committed_kib - held_kib.get(one.key, 0), 0))
+    guests = (replace(guest, dirty_kib_per_s=their_rates.get(guest.key, 0.0)) for guest in (one, unread))
     return replace(snapshot, guests=tuple(guests)), state

@@ -37,11 +37,11 @@ class Meter(NamedTuple):
 class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
-    `scanning_kib` is the new backlog at its beginning: scanned once when it ends.
+    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends.
     """
 
     ends_at_full_scans: int
-    scanning_kib: int
+    scanning: Mapping[str, float]
     began: Meter
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
@@ -51,14 +51,27 @@ class FullScan(NamedTuple):
     scanned_pages: int = 0
     """What the batches before that one have scanned, where it is known."""
 
+    @property
+    def scanning_kib(self) -> int:
+        return int(sum(self.scanning.values()))
+
+
+class Appeared(NamedTuple):
+    """So many KiB that appeared of a process at a moment."""
+
+    at_s: float
+    key: str
+    kib: int
+
 
 class Backlog(NamedTuple):
     """Memory that ksmd has not scanned as often as merging needs, by state; what each means is in backlog.py."""
 
-    settling: tuple[tuple[float, int], ...] = ()
-    """When so many KiB appeared."""
-    new_kib: int = 0
-    scanned_once_kib: int = 0
+    settling: tuple[Appeared, ...] = ()
+    new: Mapping[str, int] = EMPTY
+    """By `Guest.key`, or changes.OTHER_PROCESSES."""
+    scanned_once: Mapping[str, float] = EMPTY
+    """By worth.py's keys: changed memory counts once a full scan for it has begun."""
     exited_kib: int = 0
     waited_kib_s: float = 0.0
     """KiB times seconds that new, scanned once and exited memory has waited since the last full scan began."""
@@ -69,7 +82,15 @@ class Backlog(NamedTuple):
 
     @property
     def settling_kib(self) -> int:
-        return sum(kib for _, kib in self.settling)
+        return sum(kib for _, _, kib in self.settling)
+
+    @property
+    def new_kib(self) -> int:
+        return sum(self.new.values())
+
+    @property
+    def scanned_once_kib(self) -> int:
+        return int(sum(self.scanned_once.values()))
 
     @property
     def changed_kib(self) -> float:
@@ -84,14 +105,12 @@ class Backlog(NamedTuple):
 class Arrivals(NamedTuple):
     """How memory has appeared lately; growth.py judges by it whether more is to come."""
 
-    recent: tuple[tuple[float, int], ...] = ()
-    """When so many KiB appeared in the last second, settling or not."""
+    recent: tuple[Appeared, ...] = ()
+    """What appeared in the last second, settling or not."""
     burst_since_s: float | None = None
     """Since when there has been a burst; None outside of one."""
     burst_at_s: float | None = None
     """When memory last appeared at a burst's rate."""
-    started: tuple[str, ...] = ()
-    """The guests (`Guest.key`) that have started since the last pair of full scans began."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
@@ -104,8 +123,6 @@ class Scans(NamedTuple):
     current: FullScan | None = None
     cursor_full_scans: int | None = None
     """The full scan at whose end our last one left ksmd's cursor; None if it may be anywhere."""
-    started: tuple[str, ...] = ()
-    """The guests that had started before the present pair of full scans began."""
     pair_left: int = 0
     """Full scans of the present pair that have yet to end: the second begins as soon as the first has ended."""
     more: int = 0
@@ -122,37 +139,35 @@ class Scans(NamedTuple):
     """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
-    changed: Mapping[str, float] = EMPTY
-    """How much that is, by changes.py's keys."""
+
+
+class Ratio(NamedTuple):
+    """The `share` of some memory that has merged and lasted, on average over the pairs of full scans before the last.
+
+    Each pair counts by how much it was for, and half as much as the next: together `kib`.
+    """
+
+    share: float
+    kib: float
 
 
 class Learned(NamedTuple):
     """What full scans have cost and brought."""
 
-    merge_ratios: Mapping[str, float] = EMPTY
-    """The share of the backlog that has merged and lasted, averaged over the pairs of full scans before the last (""),
-    and by `Guest.image` what has merged in those for guests of an image that had started beside older ones."""
-    image: str = ""
-    """The image of which the last pair tells, if any."""
-    changed_ratio: float = 1 / 5
-    """The same of what may have changed in place, weighted by how much it was."""
-    changed_kib: int = 0
-    """How much it was before the last pair of full scans, each pair counting half as much as the next."""
-    changed_ratios: Mapping[str, float] = EMPTY
-    changed_kibs: Mapping[str, float] = EMPTY
-    """Both by changes.py's keys, of those that had changed."""
-    scanned_kib: int = 0
+    ratios: Mapping[str, Ratio] = EMPTY
+    """By worth.py's keys."""
+    pair: Mapping[str, float] = EMPTY
+    """What the last pair of full scans was for, by the same keys, apart from images."""
+    of_images: Mapping[str, float] = EMPTY
+    """What of that was of images."""
     merged_kib: int = 0
-    """What the last pair of full scans was for, and what it has merged."""
-    changed: Mapping[str, float] = EMPTY
-    """What it was for by changes.py's keys, if it was a check scan."""
-    held_kib: int = 0
-    """All that was saved when it had ended."""
-    was_check: bool = False
-    """Whether it looked for nothing but what may have changed in place."""
-    ended_s: float = 0.0
+    """What it has merged."""
     rewritten_kib: int = 0
-    """When the last full scan ended, and what was written to too soon after the last pair, although it had merged."""
+    """What of that was written to too soon."""
+    saved_kib: int = 0
+    """All that was saved when it had ended."""
+    ended_s: float = 0.0
+    """When the last full scan ended."""
     began_cow_ksm: int | None = None
     """The kernel's count of COW breaks when the last full scan began."""
     page_cost_s: float = DEFAULT_PAGE_COST_S

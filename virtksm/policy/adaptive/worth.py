@@ -6,15 +6,16 @@ of the backlog merges, and lasts, is learned from the full scans before.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from math import inf, sqrt
 from typing import NamedTuple
 
-from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import REWRITTEN, UNSEEN, changing, total_kib, unseen_of_kib
+from virtksm.model.snapshot import IMAGE, Snapshot
+from virtksm.policy.adaptive.changes import CHANGED, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
-from virtksm.policy.adaptive.state import AdaptiveState, Learned
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.values import replace
 
 NEGLIGIBLE = 256
@@ -36,6 +37,8 @@ FIRST_MERGE_RATIO = 0.5
 """The merge ratio that is assumed before any is learned (chosen)."""
 MAX_IMAGES = 32
 """Number of images whose merge ratio is kept, the newest (chosen)."""
+FIRST_CHANGED_RATIO = 0.2
+"""The same of what may have changed in place (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least merge ratio expected, so that something is scanned to learn from (chosen)."""
 NEWEST_MERGE_RATIO = 0.5
@@ -46,9 +49,8 @@ CHANGING_S = 300.0
 """No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
-MAX_FALL = 8
-"""What one vain pair of full scans divides the merge ratio of changed memory by, at most; and how many times less than
-of all memory is expected of a guest's, at most (chosen)."""
+MAX_FALL = 64
+"""What one vain pair of full scans divides a share by, at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -67,9 +69,10 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     more_kib_per_s = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
-    ratio = expect(snapshot, state, state.arrivals.started).ratio
-    changed_gain_kib = expected_kib(state.learned, backlog.changed)
-    more_gain_kib_per_s = expected_kib(state.learned, more_kib_per_s)
+    shares = expect(snapshot, state)
+    ratio, _ = expect_of_backlog(shares, backlog)
+    changed_gain_kib = shares.gain_kib(of_changed(backlog.changed))
+    more_gain_kib_per_s = shares.gain_kib(of_changed(more_kib_per_s))
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
@@ -108,130 +111,96 @@ def is_due(state: AdaptiveState, memory_kib: int) -> bool:
 
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
-    return state.scans.pair_left > 0 and state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
+    is_backlog = state.scans.is_check or state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
+    return state.scans.pair_left > 0 and is_backlog
 
 
-class Expectation(NamedTuple):
-    """The share of the backlog that is expected to merge and to last, and `source`, what most of it goes by."""
+class Shares(NamedTuple):
+    """What share of memory is expected to merge and to last: by key, as learned, and the image of each guest.
 
-    ratio: float
-    source: str
+    The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
+    merges pays for itself. One of which nothing is known goes by its image. `lasting` of the last that merged lasts.
+    """
 
+    ratios: Mapping[str, Ratio]
+    images: Mapping[str, str]
+    lasting: float
 
-def expect(snapshot: Snapshot, state: AdaptiveState, started: Collection[str]) -> Expectation:
-    """Return what is expected of the backlog, after these guests have `started`."""
-    learned, by_image = state.learned, kib_by_image(snapshot, state, started)
-    rest_kib = max(state.backlog.due_kib - sum(by_image.values()), 0)
-    parts = {"": rest_kib or int(not by_image), **by_image}
-    gain_kib = sum(kib * merge_ratio(learned, image) for image, kib in parts.items())
-    ratio = max(_divide(gain_kib, sum(parts.values())), MIN_MERGE_RATIO)
-    most = max(parts, key=lambda image: parts[image])
-    if most not in learned.merge_ratios and not (learned.scanned_kib and most in ("", learned.image)):
-        return Expectation(ratio, "as is assumed at first")
-    return Expectation(ratio, "as earlier guests of the image did" if most else "as the last backlogs did")
+    def of(self, key: str) -> float:
+        known = self.ratios.get(key) or self.ratios.get(self.images.get(key, ""))
+        if known is not None:
+            return known.share
+        return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
+    def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
+        """Return how much of this memory is expected to merge and to last."""
+        return sum(kib * self.of(key) for key, kib in kib_by_key.items())
 
-def kib_by_image(snapshot: Snapshot, state: AdaptiveState, keys: Collection[str]) -> Mapping[str, int]:
-    """Return how much memory these guests have, by image; that of strangers by a name that none has."""
-    found: dict[str, int] = {}
-    wanted = frozenset(keys)
-    for guest in snapshot.guests if wanted else ():
-        if guest.key in wanted:
-            image = guest.image or "strangers"
-            found[image] = found.get(image, 0) + state.guests_kib.get(guest.key, 0)
-    return found
+    def ratio(self, kib_by_key: Mapping[str, float], of_none: str = "") -> float:
+        """Return what share of it that is; where there is none, that of the key `of_none`."""
+        kib = sum(kib_by_key.values())
+        return self.gain_kib(kib_by_key) / kib if kib else self.of(of_none)
 
 
-def learn(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int, merged_kib: int, *, is_check: bool) -> Learned:
-    """Count a pair of full scans that has ended; whether what it has merged lasts is seen later."""
-    learned = state.learned
-    ratios = {image: ratio for image, ratio in learned.merge_ratios.items() if image not in ("", learned.image)}
-    ratios |= {image: merge_ratio(learned, image) for image in (learned.image, "")}
-    known = {*state.guests_kib, REWRITTEN, UNSEEN}
-    changed_kibs = {key: kib for key, kib in learned.changed_kibs.items() if key in known}
-    for key in learned.changed.keys() & known:
-        changed_kibs[key] = (changed_kibs.get(key, 0.0) + learned.changed[key]) / 2
+def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
+    """Return what is expected now."""
+    images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
+    return shares_of(state.learned, images)
+
+
+def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
+    """Return the share of the backlog that is expected to merge and to last, and what most of it goes by."""
+    parts = {**add(backlog.new, backlog.scanned_once), "": backlog.exited_kib}
+    most = max(parts, key=lambda key: parts[key])
+    source = "as is assumed at first"
+    if most in shares.ratios:
+        source = "as its last backlogs did"
+    elif shares.images.get(most) in shares.ratios:
+        source = "as earlier guests of the image did"
+    return max(shares.ratio(parts), MIN_MERGE_RATIO), source
+
+
+def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], merged_kib: int) -> Learned:
+    """Count a pair of full scans that has ended; whether what it has merged lasts is seen later.
+
+    It tells of an image where more than one guest of it runs: the first has no twins.
+    """
+    shares, pair = expect(snapshot, state), {key: kib for key, kib in pair.items() if kib}
+    running, of_images = Counter(shares.images.values()), dict[str, float]()
+    for key, kib in pair.items():
+        if running[image := shares.images.get(key, "")] > 1:
+            of_images[image] = of_images.get(image, 0.0) + kib
+    newest = [key for key in shares.ratios if key.startswith(IMAGE)][-MAX_IMAGES:]
+    known = {*state.guests_kib, REWRITTEN, UNSEEN, *newest}
+    ratios = {**{key: Ratio(shares.of(key), 0.0) for key in {**pair, **of_images}}, **shares.ratios}
     return replace(
-        learned,
-        merge_ratios=dict(list(ratios.items())[-MAX_IMAGES - 1 :]),
-        image="" if is_check else _image_of(snapshot, state, scanned_kib),
-        changed_ratio=changed_ratio(learned),
-        changed_kib=(learned.changed_kib + learned.scanned_kib) // 2 if learned.was_check else learned.changed_kib,
-        changed_ratios={key: ratio for key, ratio in changed_ratios(learned).items() if key in known},
-        changed_kibs=changed_kibs,
-        changed=state.scans.changed if is_check else {},
-        ended_s=snapshot.taken_s,
-        scanned_kib=scanned_kib,
-        merged_kib=min(merged_kib, scanned_kib),
-        held_kib=snapshot.ksm.saved_kib or 0,
-        was_check=is_check,
+        state.learned,
+        ratios={key: one for key, one in ratios.items() if key.removeprefix(CHANGED) in known or key in of_images},
+        pair=pair,
+        of_images=of_images,
+        merged_kib=min(merged_kib, int(sum(pair.values()))),
+        saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten_kib=0,
+        ended_s=snapshot.taken_s,
     )
 
 
-def _image_of(snapshot: Snapshot, state: AdaptiveState, scanned_kib: int) -> str:
-    """Return the image of which a pair of full scans tells: most of what it was for is of guests of it that started.
-
-    Others of that image ran before, or the first of these had no twins.
-    """
-    started = frozenset(state.scans.started)
-    by_image = kib_by_image(snapshot, state, started)
-    image = max(by_image, key=lambda one: by_image[one], default="")
-    older = (guest.image for guest in snapshot.guests if guest.can_merge and guest.key not in started)
-    return image if image in older and 2 * by_image[image] > scanned_kib else ""
-
-
-def merge_ratio(learned: Learned, image: str = "") -> float:
-    """Return the share that has merged and lasted, of all or of an image, the last pair of full scans included.
-
-    An image's is what has merged: nobody knows who rewrites, and guests that start are not to wait for others that do.
-    """
-    before = learned.merge_ratios.get(image, FIRST_MERGE_RATIO)
-    if learned.was_check or not learned.scanned_kib or image not in ("", learned.image):
-        return before
-    share = learned.merged_kib / learned.scanned_kib if image else _lasting(learned)
-    return before + (share - before) * NEWEST_MERGE_RATIO
-
-
-def changed_ratio(learned: Learned) -> float:
-    """Return the same of what may have changed in place, each pair weighted by how much that was.
-
-    After one for new memory, too, rewriting tells what share of all that is merged does not last.
-    """
-    before = learned.changed_ratio
-    if learned.was_check and learned.scanned_kib:
-        weight = learned.scanned_kib / (learned.scanned_kib + learned.changed_kib)
-        ratio = before + (_lasting(learned) - before) * weight
-    else:
-        ratio = before * (1 - learned.rewritten_kib / max(learned.held_kib, learned.rewritten_kib, 1))
-    return max(ratio, before / MAX_FALL)
-
-
-def changed_ratios(learned: Learned) -> Mapping[str, float]:
-    """Return the same by changes.py's keys, of those that had changed: one that rewrites what merges pays for itself.
+def shares_of(learned: Learned, images: Mapping[str, str]) -> Shares:
+    """Return what has merged and lasted, the last pair of full scans included.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
     """
-    of_all, ratios = changed_ratio(learned), dict(learned.changed_ratios)
-    if not (learned.was_check and learned.scanned_kib):
-        times = of_all / (learned.changed_ratio or 1.0)
-        return {key: ratio * times for key, ratio in ratios.items()}
-    before = {key: ratios.get(key, learned.changed_ratio) for key in learned.changed}
-    expected = sum(before[key] * kib for key, kib in learned.changed.items())
-    times = _lasting(learned) * learned.scanned_kib / expected if expected else 1.0
-    for key, kib in learned.changed.items():
-        weight = kib / (kib + learned.changed_kibs.get(key, 0.0))
-        ratio = before[key] + (min(before[key] * times, 1.0) - before[key]) * weight
-        ratios[key] = max(ratio, of_all / MAX_FALL)
-    return ratios
+    ratios, rewritten_kib = dict(learned.ratios), learned.rewritten_kib
+    expected = sum(kib * ratios[key].share for key, kib in learned.pair.items() if key in ratios)
+    times = max(learned.merged_kib - rewritten_kib, 0) / (expected or inf)
+    for key, kib in {**learned.pair, **learned.of_images}.items():
+        before = ratios.pop(key, None) or Ratio(0.0, 0.0)  # to be the newest
+        share = before.share + (min(before.share * times, 1.0) - before.share) * kib / (kib + before.kib)
+        ratios[key] = Ratio(share=max(share, before.share / MAX_FALL), kib=(kib + before.kib) / 2)
+    lasting = 1 - rewritten_kib / max(learned.saved_kib, rewritten_kib, 1)
+    return Shares(ratios, images, max(lasting, 1 / MAX_FALL))
 
 
-def expected_kib(learned: Learned, changed: Mapping[str, float]) -> float:
-    """Return how much of what has changed, by key, is expected to merge and to last."""
-    of_all, ratios = changed_ratio(learned), changed_ratios(learned)
-    return sum(kib * ratios.get(key, of_all) for key, kib in changed.items())
-
-
-def _lasting(learned: Learned) -> float:
-    """Return the share of what the last pair was for that has merged, and has not been written to too soon."""
-    return max(learned.merged_kib - learned.rewritten_kib, 0) / learned.scanned_kib
+def of_changed(kib_by_key: Mapping[str, float]) -> Mapping[str, float]:
+    """Return changed memory by the keys by which it is learned what merges of it."""
+    return {CHANGED + key: kib for key, kib in kib_by_key.items()}
