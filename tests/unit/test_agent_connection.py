@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import libvirt
@@ -83,6 +84,12 @@ def test_a_call_that_fails_is_not_yet_a_lost_connection(
 
 def test_a_right_to_measure_that_the_access_driver_denies_is_a_refusal_and_nothing_about_one_guest() -> None:
     error = failed(libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_FROM_ACCESS)
-    host = LibvirtHost(cast("libvirt.virConnect", Connection(error, is_alive=True)))
+
+    def refuse(_seconds: int) -> None:
+        raise error
+
+    connection: Any = Connection(error, is_alive=True)
+    connection.lookupByUUIDString = lambda _uuid: SimpleNamespace(startDirtyRateCalc=refuse)
+    host = LibvirtHost(connection)
     with pytest.raises(LibvirtRefuses):
         host.start_dirty_rate("uuid", 60)

@@ -35,6 +35,8 @@ KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
 INIT = 1
 STATM_BYTES = 256
+MAX_DESCRIPTORS = 1 << 16
+"""Ten times what any host's guests take; of a million, programs that are started may close each."""
 LIMIT_S = 1.0
 MAX_STUCK = 8
 """Threads that may hang; with as many, nothing more is read."""
@@ -96,9 +98,9 @@ def identify(pid: int) -> Process | None:
 
 
 def allow_descriptors() -> None:
-    """Allow this process as many descriptors as it may have: each guest takes one, and a usual limit is 1,024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Allow this process more descriptors, as far as it may have them: each guest takes one, and usual are 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_DESCRIPTORS)), hard))
 
 
 def read_private(pid: int, name: str) -> str | None:
