@@ -10,7 +10,7 @@ from virtksm.cli.layout import Item, Table, print_result
 from virtksm.cli.survey import Surveyor
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import VirtksmError
-from virtksm.guests.pools import pool_text
+from virtksm.guests.obstacles import pool_text
 from virtksm.guests.process import OtherProcess
 from virtksm.guests.savings import find_cost_bytes, find_profit_bytes
 from virtksm.guests.survey import SeenGuest, Survey

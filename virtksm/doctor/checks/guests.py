@@ -6,8 +6,7 @@ from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
 from virtksm.doctor.reading.libvirt import Guests
 from virtksm.doctor.reading.own import AgentSeen
-from virtksm.guests.obstacles import exposed, find_obstacles, is_private
-from virtksm.guests.pools import find_mixed, find_pools, pool_text
+from virtksm.guests.obstacles import exposed, find_mixed, find_obstacles, is_private, pool_text
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
 from virtksm.model.snapshot import Guest
@@ -95,7 +94,7 @@ def check_groups(facts: Facts) -> Outcome:
     guests = facts.guests
     xml = {guest.key: guests.xml.get(guest.key, UNKNOWN) for guest in guests.running}
     seen = ((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running)
-    mixed = find_mixed(find_pools(seen, _unmerged(facts)))
+    mixed = find_mixed(seen, _unmerged(facts))
     groups = {one.group for one in xml.values() if one.group is not None}
     if not groups:
         return passed("no guest declares one")
