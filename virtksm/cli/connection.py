@@ -66,13 +66,13 @@ def config_or_defaults(path: str | None) -> tuple[Config, bool]:
 
     For commands that must never need a valid one: stopping, and reading.
     """
-    from virtksm.config.load import load_or_defaults
+    from virtksm.config.load import read
 
-    config, faults = load_or_defaults(path)
+    loaded, faults = read(path)
     if faults:
         more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more: virtksm config check)"
         warn(f"the configuration has faults, the defaults hold in their place: {faults[0]}{more}")
-    return config, bool(faults)
+    return loaded.config, bool(faults)
 
 
 def warn(text: str) -> None:
