@@ -12,8 +12,7 @@ from typing import Any
 
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.choices import Choice
-from virtksm.guests.merging import Backend, GuestMerging
-from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
+from virtksm.guests.process import Backend, GuestMerging, GuestProcess, MergeableMemory, OtherProcess
 from virtksm.history.samples import (
     MAX_EVENTS,
     GuestEvent,

@@ -31,7 +31,7 @@ class Layers:
         return str(path)
 
     def load(self) -> Loaded:
-        return load(None, vendor_dir=str(self.vendor), admin_dir=str(self.admin))
+        return load(None, folders=(str(self.vendor), str(self.admin)))
 
     def faults(self) -> tuple[ConfigFault, ...]:
         with pytest.raises(ConfigError) as raised:
@@ -117,7 +117,7 @@ def test_the_files_are_listed_in_their_order_with_what_becomes_of_each(layers: L
     vendor, admin = str(layers.vendor), str(layers.admin)
 
     def found() -> dict[str, str]:
-        return find_files(None, vendor, admin)[0]
+        return find_files(None, (vendor, admin))[0]
 
     mains = {f"{vendor}/virtksm.toml": "missing", f"{admin}/virtksm.toml": "missing"}
     assert found() == mains | {f"{vendor}/conf.d/*.toml": "missing", f"{admin}/conf.d/*.toml": "missing"}
@@ -132,7 +132,7 @@ def test_the_files_are_listed_in_their_order_with_what_becomes_of_each(layers: L
     ]
     layers.write("admin/virtksm.toml", "")
     assert found()[f"{vendor}/virtksm.toml"] == f"{admin}/virtksm.toml"
-    assert find_files(f"{vendor}/nowhere", vendor, admin) == ({f"{vendor}/nowhere": "missing"}, [])
+    assert find_files(f"{vendor}/nowhere", (vendor, admin)) == ({f"{vendor}/nowhere": "missing"}, [])
 
 
 def test_what_cannot_be_read_is_reported_and_not_taken_for_absence(layers: Layers) -> None:
@@ -149,7 +149,7 @@ def test_what_cannot_be_read_is_reported_and_not_taken_for_absence(layers: Layer
 def test_a_named_file_is_read_alone(layers: Layers) -> None:
     layers.write("admin/virtksm.toml", "coalesce_ms = 2\n")
     path = layers.write("alone.toml", "keepalive_s = 9\n")
-    loaded = load(path, vendor_dir=str(layers.vendor), admin_dir=str(layers.admin))
+    loaded = load(path, folders=(str(layers.vendor), str(layers.admin)))
     assert loaded.config == replace(Config(), keepalive_s=9)
     assert loaded.files == (path,)
 

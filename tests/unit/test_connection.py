@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.listening import listening
 from virtksm.cli.connection import config_or_defaults, requested_uri
-from virtksm.config.load import load_or_defaults
+from virtksm.config.load import read
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError
 from virtksm.host.systemd import parse_environment, unit_variable
@@ -120,7 +120,8 @@ def test_what_is_faulty_has_its_default_and_the_rest_holds(tmp_path: Path, capsy
 def test_no_bytes_keep_anybody_from_the_defaults(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "one.toml"
     file.write_bytes(content)
-    config, findings = load_or_defaults(str(file))
+    loaded, findings = read(str(file))
+    config = loaded.config
     assert config == Config()
     assert str(file) in str(ConfigError(findings))
 
@@ -128,4 +129,5 @@ def test_no_bytes_keep_anybody_from_the_defaults(tmp_path: Path, content: bytes)
 def test_no_name_service_is_asked_for_a_group(tmp_path: Path) -> None:
     file = tmp_path / "one.toml"
     file.write_text('status_group = "there-is-no-such-group"\n', encoding="utf-8")
-    assert load_or_defaults(str(file)) == (Config(status_group="there-is-no-such-group"), [])
+    loaded, findings = read(str(file))
+    assert (loaded.config, findings) == (Config(status_group="there-is-no-such-group"), [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -27,7 +27,7 @@ from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Verdict, worst
 from virtksm.doctor.reading.files import MAX_BYTES
-from virtksm.doctor.reading.libvirt import Guests
+from virtksm.doctor.reading.libvirt import Guests, SeenGuest
 from virtksm.doctor.reading.zero_pages import ZeroPages, parse_anonymous
 from virtksm.errors import Cause, LibvirtUnreachable
 from virtksm.guests.process import GuestProcess, ProcessKsm
@@ -46,7 +46,7 @@ ELSEWHERE = replace(HEALTHY, here=DoesNotApply("another machine: run this comman
 UNREACHABLE = LibvirtUnreachable("no", remedy="start it")
 GIB = 1024 * 1024
 OTHERS = OtherProcesses(kib=2 * GIB, processes=3, unread=0)
-NO_XML = Guests(running=(GUEST,), xml={}, unread=("the XML of 'web' is no XML",))
+NO_XML = Guests(running=(SeenGuest(GUEST),), unread=("the XML of 'web' is no XML",))
 OFF = Pause(since="2026-01-01T00:00:00Z")
 KSM = "sys/kernel/mm/ksm"
 THP = "sys/kernel/mm/transparent_hugepage/enabled"
@@ -177,13 +177,14 @@ REPORTING = GuestXml(reports_free_pages=True)
 
 
 def with_xml(web: GuestXml, vault: GuestXml, **config: tuple[str, ...]) -> Facts:
-    guests = Guests(running=(GUEST, VAULT), xml={GUEST.key: web, VAULT.key: vault})
+    guests = Guests(running=(SeenGuest(GUEST, web), SeenGuest(VAULT, vault)))
     return replace(configured(HEALTHY, **config), libvirt=replace(LIBVIRT, guests=guests))
 
 
-def unmerged(by_store: Iterable[str] = (VAULT.key,)) -> Facts:
+def unmerged(*, is_read: bool = True) -> Facts:
     """Return facts of guests that can merge by their XML, one of them private and unmerged, as this user may read."""
-    return with_guests(xml={GUEST.key: GuestXml(), VAULT.key: GuestXml()}, unmerged=frozenset(by_store))
+    vault = SeenGuest(VAULT, GuestXml(), is_unmerged=is_read)
+    return with_guests(running=(SeenGuest(GUEST, GuestXml()), vault))
 
 
 def excluding(policy: str = "adaptive", **agent: object) -> Facts:
@@ -192,7 +193,9 @@ def excluding(policy: str = "adaptive", **agent: object) -> Facts:
 
 
 def with_process(guest: Guest, **counted: bool) -> Facts:
-    return with_guests(processes={guest.key: GuestProcess(arguments=(), ksm=ProcessKsm(**counted))})
+    process = GuestProcess(arguments=(), ksm=ProcessKsm(**counted))
+    running = HEALTHY.guests.running
+    return with_guests(running=tuple(one._replace(process=process) if one.guest == guest else one for one in running))
 
 
 def with_guests(**changed: object) -> Facts:
@@ -206,7 +209,7 @@ def with_zero_pages(*sampled: tuple[int, int]) -> Facts:
 def swapped(kib: int) -> Facts:
     """Return healthy facts but for a guest that holds 1 GiB, and this much in swap."""
     process = GuestProcess(arguments=(), ksm=None, swapped_kib=kib)
-    return with_guests(running=(replace(GUEST, rss_kib=GIB), VAULT), processes={GUEST.key: process})
+    return with_guests(running=(SeenGuest(replace(GUEST, rss_kib=GIB), process=process), SeenGuest(VAULT)))
 
 
 def limited(xml: GuestXml) -> Facts:
@@ -442,8 +445,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("private_guests", with_xml(GuestXml(), GuestXml(), private_guests=("v*",)), FAIL, "1 can merge: vault"),
     ("private_guests", with_xml(GuestXml(is_private=True), GuestXml()), FAIL, "1 can merge: web"),
     ("private_guests", unmerged(), PASS, "1 of 2 guests are private, and kept out"),
-    ("private_guests", with_agent(unmerged(by_store=()), unmerged=frozenset({VAULT.uuid})), PASS, "kept out"),
-    ("private_guests", with_agent(unmerged(by_store=()), unswitched=("no room",)), FAIL, "1 can merge: vault"),
+    ("private_guests", with_agent(unmerged(is_read=False), unmerged=frozenset({VAULT.uuid})), PASS, "kept out"),
+    ("private_guests", with_agent(unmerged(is_read=False), unswitched=("no room",)), FAIL, "1 can merge: vault"),
     ("guests_merge", unmerged(), PASS, "1 of them kept out"),
     ("private_guests", with_process(VAULT, merges_any=True), FAIL, "1 can merge, as KSM is on for the whole process"),
     ("private_guests", with_process(VAULT, merges_any=False), PASS, "kept out"),
@@ -612,8 +615,8 @@ def test_remedies_fit_the_host() -> None:
 
 
 def test_long_lists_of_guests_are_cut() -> None:
-    many = tuple(replace(GUEST, uuid=str(number), name=f"g{number}") for number in range(7))
-    guests = Guests(running=many, xml={one.key: GuestXml(is_shared=True) for one in many})
+    many = (replace(GUEST, uuid=str(number), name=f"g{number}") for number in range(7))
+    guests = Guests(running=tuple(SeenGuest(one, GuestXml(is_shared=True)) for one in many))
     detail = outcome(with_libvirt(guests=guests), "guests_merge").detail
     assert detail.startswith("7 of 7 cannot: g0 (shared memory")
     assert detail.endswith("g4 (shared memory (memfd or file)) and 2 more")

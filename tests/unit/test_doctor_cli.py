@@ -18,7 +18,7 @@ from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Here, find_kept_off, read_facts
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
+from virtksm.doctor.reading.libvirt import Guests, Libvirt, SeenGuest, read_libvirt
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
@@ -73,7 +73,7 @@ def test_checks_are_chosen_by_name_or_group_and_a_word_that_means_none_is_told_w
 
 def test_a_guests_name_cannot_forge_lines() -> None:
     bad = replace(GUEST, name="x\n kernel: fine : PASS\033[2J")
-    guests = Guests(running=(bad,), xml={bad.key: GuestXml(is_shared=True)})
+    guests = Guests(running=(SeenGuest(bad, GuestXml(is_shared=True)),))
     lines = to_lines(finding_rows(examine(with_libvirt(guests=guests)), shows_all=False))
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 3

@@ -16,8 +16,7 @@ from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest, sa
 from virtksm.cli.layout import to_lines
 from virtksm.errors import GuestVanished, LibvirtTimeout, MonitorFailed, MonitorRefused, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
-from virtksm.guests.merging import find_needed_kib
-from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm
+from virtksm.guests.process import GuestProcess, MergeableMemory, ProcessKsm, find_needed_kib
 from virtksm.host.proc_files import parse_smaps
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
 from virtksm.paths import RuntimePaths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from virtksm.guests.pools import find_mixed, find_pools, pool_text
+from virtksm.guests.obstacles import find_mixed, pool_text
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest
@@ -22,6 +22,7 @@ def guests(*xml: GuestXml, last: GuestProcess | None = None) -> list[tuple[Guest
 @pytest.mark.parametrize(
     ("xml", "last", "text"),
     [
+        ((APART,), None, None),
         ((A, A), None, None),
         ((NONE, NONE), None, None),
         ((A, A, B), None, "a (2), b (1)"),
@@ -35,9 +36,5 @@ def guests(*xml: GuestXml, last: GuestProcess | None = None) -> list[tuple[Guest
 def test_a_pool_is_mixed_where_guests_of_different_groups_can_merge(
     xml: tuple[GuestXml, ...], last: GuestProcess | None, text: str | None
 ) -> None:
-    mixed = find_mixed(find_pools(guests(*xml, last=last)))
+    mixed = find_mixed(guests(*xml, last=last))
     assert [pool_text(pool) for pool in mixed] == ([] if text is None else [text])
-
-
-def test_a_host_whose_guests_cannot_merge_has_no_pool() -> None:
-    assert find_pools([]) == find_pools(guests(APART)) == ()

@@ -35,9 +35,9 @@ from virtksm.errors import (
     VirtksmError,
 )
 from virtksm.guests.choices import COMMAND, PRIVATE, REWRITES, Choice, Choices, Seen, Step, find_steps, find_unmerged
-from virtksm.guests.merging import GuestMerging, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import is_private
 from virtksm.guests.ports import GuestFacts, Monitor
+from virtksm.guests.process import GuestMerging, find_needed_kib, still_mergeable
 from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.history.samples import MERGING, UNMERGED
 from virtksm.model.snapshot import Guest

@@ -18,8 +18,7 @@ from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
-from virtksm.guests.obstacles import exposed, find_obstacles
-from virtksm.guests.pools import find_mixed, find_pools
+from virtksm.guests.obstacles import exposed, find_mixed, find_obstacles
 from virtksm.guests.ports import Descriptions
 from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.model.snapshot import NO_TRAITS, Guest, Traits
@@ -146,4 +145,4 @@ class GuestReader:
         if not any(xml.group for xml in self.known.values()):
             return 0
         known = [(guest, xml, None) for guest in running if (xml := self.known.get(guest.key)) is not None]
-        return sum(map(len, find_mixed(find_pools(known, self.notes.unmerged))))
+        return sum(map(len, find_mixed(known, self.notes.unmerged)))

@@ -66,13 +66,13 @@ def config_or_defaults(path: str | None) -> tuple[Config, bool]:
 
     For commands that must never need a valid one: stopping, and reading.
     """
-    from virtksm.config.load import load_or_defaults
+    from virtksm.config.load import read
 
-    config, faults = load_or_defaults(path)
+    loaded, faults = read(path)
     if faults:
         more = "" if len(faults) == 1 else f" (and {len(faults) - 1} more: virtksm config check)"
         warn(f"the configuration has faults, the defaults hold in their place: {faults[0]}{more}")
-    return config, bool(faults)
+    return loaded.config, bool(faults)
 
 
 def warn(text: str) -> None:
@@ -88,6 +88,7 @@ class Libvirt:
 
         self._limit_s = limit_s
         self._uri = DEFAULT_URI
+        self._host: LibvirtHost | None = None
         self._calls = BoundedCalls(lambda message: libvirt_hangs(message, self._uri))
 
     def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
@@ -96,6 +97,13 @@ class Libvirt:
 
         self._uri = uri
         return self.run(uri, lambda: open_host(uri, read_only=read_only))
+
+    def ask(self, uri: str, what: str, call: Callable[[LibvirtHost], Result], *, times: int = 1) -> Result:
+        """Make a call, as `run`, over a read-only connection, which is kept for the next one unless it breaks."""
+        host, self._host = self._host or self.open(uri, read_only=True), None
+        result = self.run(what, lambda: call(host), times=times)
+        self._host = host
+        return result
 
     def run(self, what: str, call: Callable[[], Result], *, times: int = 1, more_s: float = 0.0) -> Result:
         """Make a call that may take `times` the limit and `more_s`; raises LibvirtTimeout, and what it raises."""

@@ -20,9 +20,9 @@ from virtksm.cli.main import Parser
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
-from virtksm.guests.merging import GuestMerging, find_held_s, find_needed_kib, still_mergeable
 from virtksm.guests.obstacles import find_obstacles
 from virtksm.guests.ports import Connection, GuestFacts, Monitor
+from virtksm.guests.process import GuestMerging, find_held_s, find_needed_kib, still_mergeable
 from virtksm.guests.xml import parse_guest_xml
 from virtksm.model.snapshot import Guest
 from virtksm.store.choices import ChoiceFile

@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from virtksm.cli.layout import Row, print_result
-from virtksm.cli.survey import Surveyor
+from virtksm.cli.survey import surveyor
 from virtksm.guests.headroom import Headroom, Risk, find_headroom, host_of
 from virtksm.guests.survey import Survey, guests_text
 from virtksm.host.systemd import switch_on_here
@@ -20,8 +20,8 @@ CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 
 def run(options: argparse.Namespace) -> None:
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    surveyor = Surveyor(options)
-    (found, memory), config = surveyor.read(), surveyor.config
+    config, survey = surveyor(options)
+    found, memory = survey()
     host = host_of(memory, found.ksm, config)
     if found.left_over is not None:  # each guest's savings are known, and its zero pages part of what it holds
         host = replace(host, saved_kib=found.of_guests_bytes // 1024, zero_kib=0)

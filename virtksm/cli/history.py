@@ -73,10 +73,10 @@ def parse_decisions(lines: object) -> tuple[Pass, ...]:
 
 
 def _file(options: argparse.Namespace) -> History:
-    from virtksm.config.load import load_or_defaults
+    from virtksm.config.load import read
     from virtksm.wiring import make_history
 
-    named, (config, _) = requested_uri(options.connect), load_or_defaults(options.config)
+    named, config = requested_uri(options.connect), read(options.config)[0].config
     if is_alias(named):
         named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
     return make_history(named, config, options.paths)

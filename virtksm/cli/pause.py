@@ -63,7 +63,7 @@ class Switching:
             raise
         except VirtksmError as error:
             error.message = f"{self._done}: {error.message}"
-            if self._op == "pause" and self._is_local:
+            if self._op == "pause" and not is_alias(self._uri) and is_this_machine(self._uri, self._config):
                 _warn_if_scanning()
             raise
         self._show(report)
@@ -88,22 +88,14 @@ class Switching:
             report = through_agent(self._paths, uri, {"op": self._op}, within_s=self._config.call_timeout_s + SLACK_S)
             if report is None:
                 return None
-            if uri is not None or self._is_here(report):
+            there = host_key(str(report["uri"]), local=report["source"] == "local")  # a name that is only compared
+            if uri is not None or is_alias(self._uri) or there == key_of(self._uri, self._config):
                 return report
             trouble = f"serves {report['uri']}, which it has {DONE[self._op]}"
         except VirtksmError as error:
             trouble = f"could not do it: {error.message}"
         warn(f"the agent {trouble[:MAX_SHOWN]}; this is done without it")
         return None
-
-    def _is_here(self, report: dict[str, Any]) -> bool:
-        """Return whether an agent's pass was on the host that is meant here; its name for the host is only compared."""
-        there = host_key(report["uri"], local=report["source"] == "local")
-        return is_alias(self._uri) or there == key_of(self._uri, self._config)
-
-    @property
-    def _is_local(self) -> bool:
-        return not is_alias(self._uri) and is_this_machine(self._uri, self._config)
 
     def _directly(self) -> dict[str, Any]:
         if self._op == "resume" and self._has_faults:

@@ -73,7 +73,8 @@ def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, 
         yield "", "Last hour", f"{curve} up to {format_kib(max(levels))}"
     yield "", "ksmd", _ksmd_text(status["ksmd"])
     if verbose:
-        yield "", "Settings", _settings_text(now["settings"])
+        settings = [f"{name} {value}" for name, value in now["settings"].items() if value is not None]
+        yield "", "Settings", ", ".join(settings) or "unknown"
 
 
 def _saved_text(now: Mapping[str, Any]) -> str:
@@ -124,10 +125,6 @@ def _ksmd_text(ksmd: Mapping[str, Any]) -> str:
     if ksmd["core_percent"] is None:
         return total
     return f"{ksmd['core_percent']:.1f} % of a core (last {_duration(ksmd['over_s'])}), {total}"
-
-
-def _settings_text(settings: Mapping[str, int | None]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None) or "unknown"
 
 
 def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:

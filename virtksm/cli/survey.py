@@ -1,12 +1,17 @@
-"""The common part of `virtksm guests` and `virtksm headroom`: a read-only survey of a host's guests."""
+"""The common part of `virtksm guests` and `virtksm headroom`: a survey of a host's guests.
+
+Over a read-only connection, which every user of the machine may have; it is kept from one survey to the next.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 
 from virtksm.cli.connection import Libvirt, requested_uri
 from virtksm.config.load import load
+from virtksm.config.schema import Config
 from virtksm.guests.survey import Survey, survey
 from virtksm.model.snapshot import HostMemory
 from virtksm.paths import LOCAL
@@ -14,43 +19,26 @@ from virtksm.store.choices import read_unmerged
 from virtksm.store.state import read_freed
 from virtksm.wiring import is_this_machine
 
-TYPE_CHECKING = False  # importing typing costs a start 2 ms
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from virtksm.host.libvirt_connection import LibvirtHost
+    from virtksm.host.libvirt_connection import LibvirtHost  # libvirt, which is not there where man pages are made
 
 CALLS = 12
 """A survey has a call of libvirt for each guest, so it may take this many times the limit of one."""
 
 
-class Surveyor:
-    """Surveys a host's guests as often as asked; keeps its connection in between.
+def surveyor(options: argparse.Namespace) -> tuple[Config, Callable[[], tuple[Survey, HostMemory]]]:
+    """Return the configuration, and what surveys the guests and the host's memory; both raise VirtksmError."""
+    config = load(options.config, asks_groups=False).config
+    uri, libvirt = requested_uri(options.connect, options.paths), Libvirt(config.call_timeout_s)
 
-    The connection is read-only, which every user of the machine may have.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.config = load(options.config, asks_groups=False).config
-        self._paths = options.paths
-        self._uri = requested_uri(options.connect, self._paths)
-        self._libvirt = Libvirt(self.config.call_timeout_s)
-        self._host: LibvirtHost | None = None
-
-    def read(self) -> tuple[Survey, HostMemory]:
+    def read(host: LibvirtHost) -> tuple[Survey, HostMemory]:
         from virtksm.host.local_facts import ProcFacts
 
-        host = self._host or self._libvirt.open(self._uri, read_only=True)
-        facts = ProcFacts() if is_this_machine(host.uri, self.config) else None
+        if not is_this_machine(host.uri, config):
+            return survey(host, None), host.host_memory()
+        facts, freed = ProcFacts(), read_freed(options.paths, LOCAL)
+        unmerged = partial(read_unmerged, options.paths, facts)
+        return survey(host, facts, None if freed is None else freed.kib, unmerged), facts.host_memory()
 
-        def read() -> tuple[Survey, HostMemory]:
-            freed = None if facts is None else read_freed(self._paths, LOCAL)
-            if facts is None:
-                found = survey(host, None)
-            else:
-                unmerged = partial(read_unmerged, self._paths, facts)
-                found = survey(host, facts, None if freed is None else freed.kib, unmerged)
-            return found, (facts or host).host_memory()
-
-        self._host = None  # a connection that breaks is not used again
-        found = self._libvirt.run("guests", read, times=CALLS)
-        self._host = host
-        return found
+    return config, lambda: libvirt.ask(uri, "guests", read, times=CALLS)

@@ -12,15 +12,15 @@ tomllib (12 ms) is imported only if there is a file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from virtksm.config.schema import Config, Key, Value, all_keys, find_inconsistencies, keys_of, tables_of
 from virtksm.errors import ConfigError, ConfigFault
 from virtksm.text import printable
 
-VENDOR_DIR = "/usr/lib/virtksm"
-ADMIN_DIR = "/etc/virtksm"
+FOLDERS = ("/usr/lib/virtksm", "/etc/virtksm")
+"""The vendor's, and the administrator's, which hides the vendor's files of the same name."""
 FILE_NAME = "virtksm.toml"
 DROP_IN_DIR = "conf.d"
 DEFAULT = "default"
@@ -43,14 +43,12 @@ class Loaded(NamedTuple):
     files: tuple[str, ...]
 
 
-def load(
-    path: str | None, *, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR, asks_groups: bool = True
-) -> Loaded:
+def load(path: str | None, *, folders: Sequence[str] = FOLDERS, asks_groups: bool = True) -> Loaded:
     """Load `path` alone, or all layers for None; raises ConfigError with every fault.
 
     A caller that needs no group asks for none: a name service (LDAP) may hang.
     """
-    loaded, faults = _read(path, vendor_dir, admin_dir)
+    loaded, faults = read(path, folders)
     name = loaded.config.status_group
     if asks_groups and name and group_id(name) is None:
         faults.append(unknown_group(name, loaded.origins["status_group"]))
@@ -59,14 +57,9 @@ def load(
     return loaded
 
 
-def load_or_defaults(path: str | None) -> tuple[Config, list[ConfigFault]]:
-    """Load as `load` without groups, where the configuration may be invalid: faulty keys get their defaults."""
-    loaded, faults = _read(path, VENDOR_DIR, ADMIN_DIR)
-    return loaded.config, faults
-
-
-def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, list[ConfigFault]]:
-    found, faults = find_files(path, vendor_dir, admin_dir)
+def read(path: str | None, folders: Sequence[str] = FOLDERS) -> tuple[Loaded, list[ConfigFault]]:
+    """Load as `load` without groups, and return the faults: faulty keys have their defaults."""
+    found, faults = find_files(path, folders)
     files = tuple(file for file, becomes in found.items() if becomes == READ or file == path)
     values: dict[str, Value] = {}
     origins = dict.fromkeys(all_keys(), DEFAULT)
@@ -80,9 +73,7 @@ def _read(path: str | None, vendor_dir: str, admin_dir: str) -> tuple[Loaded, li
     return Loaded(config=config, origins=origins, files=files), faults
 
 
-def find_files(
-    path: str | None, vendor_dir: str = VENDOR_DIR, admin_dir: str = ADMIN_DIR
-) -> tuple[dict[str, str], list[ConfigFault]]:
+def find_files(path: str | None, folders: Sequence[str] = FOLDERS) -> tuple[dict[str, str], list[ConfigFault]]:
     """Return what becomes of each file, in order, and a fault for each folder that cannot be listed.
 
     A file is READ or MISSING, or it is replaced by the file that is named. A folder without drop-ins is MISSING.
@@ -90,10 +81,10 @@ def find_files(
     if path is not None:
         return {path: READ if os.path.lexists(path) else MISSING}, []
     faults: list[ConfigFault] = []
-    mains = [f"{folder}/{FILE_NAME}" for folder in (vendor_dir, admin_dir)]
+    mains = [f"{folder}/{FILE_NAME}" for folder in folders]
     found = dict.fromkeys(mains, MISSING)
     of_a_name: dict[str, list[str]] = {}
-    for folder in (f"{vendor_dir}/{DROP_IN_DIR}", f"{admin_dir}/{DROP_IN_DIR}"):
+    for folder in (f"{one}/{DROP_IN_DIR}" for one in folders):
         names: list[str] = []
         try:
             # Editors' hidden files (.#x.toml) are no configuration, as with systemd.

@@ -7,6 +7,11 @@ Locked memory is no obstacle: it merges. Nor is a private mapping of a file or m
 This module also finds the private guests that can merge all the same. KSM has one pool for the whole host, so only
 `<memoryBacking><nosharepages/></memoryBacking>` keeps a guest out. Huge pages and shared memory keep a guest's own RAM
 out, but QEMU offers video memory and firmware to KSM unless nosharepages forbids it, so they do not count there.
+
+And it finds which groups' guests share a pool, so that each may learn what the other's memory holds. A guest's group,
+its tenant say, is declared in its metadata (guests/xml.py). With merge_across_nodes = 0 Linux has a pool for each NUMA
+node; which nodes a guest's pages are on is not known here, and they move, so all guests count as one pool then, too. A
+kernel that keeps groups apart needs another `find_mixed`.
 """
 
 from __future__ import annotations
@@ -120,3 +125,28 @@ def exposed(
     declared = tuple(patterns)
     seen = ((guest, xml) for guest in guests if (xml := known.get(guest.key)) and is_private(guest, xml, declared))
     return tuple(sorted(one.name for one, xml in seen if not xml.is_kept_out and one.key not in unmerged))
+
+
+Pool = Mapping[str | None, Sequence[str]]
+"""The names of a pool's guests, by their group; None for guests that declare none."""
+
+
+def find_mixed(
+    guests: Iterable[tuple[Guest, GuestXml, GuestProcess | None]], unmerged: Collection[str] = ()
+) -> tuple[Pool, ...]:
+    """Return the pools that guests of different groups share; guests without a group are none of the others'.
+
+    A pool is all guests whose pages can merge with one another's; video memory and firmware beside their RAM count, but
+    not guests (`Guest.key`) that were unmerged while they run, as of private ones: that is the remedy.
+    """
+    pool: dict[str | None, list[str]] = {}
+    for guest, xml, process in guests:
+        if guest.key not in unmerged and not any(obstacle.is_whole for obstacle in find_obstacles(xml, process)):
+            pool.setdefault(xml.group, []).append(guest.name)
+    return (pool,) if len(pool) > 1 else ()
+
+
+def pool_text(pool: Pool) -> str:
+    """Name a pool's groups, with the number of their guests."""
+    groups = sorted(pool.items(), key=lambda one: (one[0] is None, one[0] or ""))
+    return ", ".join(f"{'no group' if group is None else group} ({len(names)})" for group, names in groups)

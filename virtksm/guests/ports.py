@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from virtksm.guests.merging import GuestMerging
-from virtksm.guests.process import GuestProcess, MergeableMemory, OtherProcess
+from virtksm.guests.process import GuestMerging, GuestProcess, MergeableMemory, OtherProcess
 from virtksm.model.snapshot import Guest, MergedReading
 from virtksm.tuning.ports import Hypervisor, LocalFacts
 

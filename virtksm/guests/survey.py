@@ -10,8 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from virtksm.guests.obstacles import Obstacle, find_obstacles
-from virtksm.guests.pools import Pool, find_mixed, find_pools
+from virtksm.guests.obstacles import Obstacle, Pool, find_mixed, find_obstacles
 from virtksm.guests.ports import Connection, GuestFacts
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.savings import Account, LeftOver, find_left_over, settle
@@ -90,7 +89,7 @@ class Survey:
     def mixed_pools(self) -> tuple[Pool, ...]:
         """The KSM pools that guests of different groups share."""
         unmerged = {one.guest.key for one in self.guests if Obstacle.UNMERGED in (one.obstacles or ())}
-        return find_mixed(find_pools(((one.guest, one.xml, one.process) for one in self.guests), unmerged))
+        return find_mixed(((one.guest, one.xml, one.process) for one in self.guests), unmerged)
 
     @property
     def of_guests_bytes(self) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import libvirt
 
 from virtksm.errors import GuestVanished, MonitorFailed, MonitorRefused, Unsupported
-from virtksm.guests.merging import Backend, GuestMerging
+from virtksm.guests.process import Backend, GuestMerging
 from virtksm.host.libvirt_connection import MONITORS, LibvirtHost
 
 BACKENDS = "child<memory-backend-"

@@ -85,7 +85,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("no hosts are named", remedy="-c URI (may be repeated), --hosts FILE or --inventory FILE")
     if options.limit is not None and options.inventory is None:
         raise UsageError("--limit is a part of an inventory", remedy="name it: --inventory FILE")
-    check_configuration(action, options.config)
+    if action in NEEDS_CONFIGURATION:
+        from virtksm.config.load import load
+
+        load(options.config, asks_groups=False)
     for module in (f"cli.{action}", *NEEDED, *ALSO_NEEDED.get(action, ())):
         import_module(f"virtksm.{module}")
     results: dict[Host, dict[str, Any]] = {}
@@ -106,14 +109,6 @@ def run(options: argparse.Namespace) -> int:
     report = {"action": action, "exit_code": code, "hosts": answered, "notes": notes}
     print_result(options, report, report_items(report))
     return code
-
-
-def check_configuration(action: str, file: str | None) -> None:
-    """Raise ConfigError where the configuration is none to ask any host with."""
-    if action in NEEDS_CONFIGURATION:
-        from virtksm.config.load import load
-
-        load(file, asks_groups=False)
 
 
 def ask(action: str, host: Host, options: argparse.Namespace) -> int:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
-from virtksm.doctor.reading.libvirt import Guests
+from virtksm.doctor.reading.libvirt import SeenGuest
 from virtksm.doctor.reading.own import AgentSeen
-from virtksm.guests.obstacles import exposed, find_obstacles, is_private
-from virtksm.guests.pools import find_mixed, find_pools, pool_text
+from virtksm.guests.obstacles import find_mixed, find_obstacles, is_private, pool_text
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
-from virtksm.model.snapshot import Guest
 from virtksm.text import format_kib, some_of
 
 MAX_SWAPPED = 10
@@ -28,13 +26,10 @@ UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
 def check_can_merge(facts: Facts) -> Outcome:
-    guests = facts.guests
-    patterns, unmerged = facts.config.private_guests, _unmerged(facts)
+    guests, patterns = facts.guests, facts.config.private_guests
     kept_out, stuck = 0, []
-    for guest in guests.running:
-        xml = guests.xml.get(guest.key, UNKNOWN)
-        is_unmerged = guest.key in unmerged
-        obstacles = find_obstacles(xml, guests.processes.get(guest.key), is_unmerged=is_unmerged)
+    for guest, xml, process, is_unmerged in _running(facts):
+        obstacles = find_obstacles(xml, process, is_unmerged=is_unmerged)
         if obstacles and (is_unmerged or is_private(guest, xml, patterns)):
             kept_out += 1
         elif obstacles:
@@ -52,13 +47,12 @@ def check_can_merge(facts: Facts) -> Outcome:
 
 def check_private(facts: Facts) -> Outcome:
     guests = facts.guests
-    patterns = facts.config.private_guests
-    names = exposed(guests.running, guests.xml, patterns, _unmerged(facts))
+    private = [one for one in _running(facts) if is_private(one.guest, one.xml, facts.config.private_guests)]
+    names = [one.guest.name for one in private if not one.xml.is_kept_out and not one.is_unmerged]
     if names:
         why = facts.agent_seen.unswitched if facts.agent_seen else ()
         return failed(f"{len(names)} can merge: {some_of(names)}", why[0] if why else KEEP_OUT)
-    private = [one for one in guests.running if is_private(one, guests.xml.get(one.key, UNKNOWN), patterns)]
-    overruled = [guest.name for guest in private if _merges_any(guests, guest)]
+    overruled = [one.guest.name for one in private if one.process and one.process.ksm and one.process.ksm.merges_any]
     if overruled:
         return failed(
             f"{len(overruled)} can merge, as KSM is on for the whole process, whatever the XML says: "
@@ -79,7 +73,7 @@ def check_rewriters(facts: Facts) -> Outcome:
         return passed("exclude_rewriters is off")
     if agent.rewriters_unknown:
         raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
-    named = [guest for guest in facts.guests.running if guest.name in agent.rewriters]
+    named = [one.guest for one in facts.guests.running if one.guest.name in agent.rewriters]
     if config.only_observes:
         return passed(f"adaptive would keep out: {some_of([guest.name for guest in named]) or 'none'}")
     merging = [guest.name for guest in named if guest.uuid not in agent.unmerged | agent.merging]
@@ -92,17 +86,15 @@ def check_rewriters(facts: Facts) -> Outcome:
 
 
 def check_groups(facts: Facts) -> Outcome:
-    guests = facts.guests
-    xml = {guest.key: guests.xml.get(guest.key, UNKNOWN) for guest in guests.running}
-    seen = ((one, xml[one.key], guests.processes.get(one.key)) for one in guests.running)
-    mixed = find_mixed(find_pools(seen, _unmerged(facts)))
-    groups = {one.group for one in xml.values() if one.group is not None}
+    running = _running(facts)
+    mixed = find_mixed((one[:3] for one in running), {one.guest.key for one in running if one.is_unmerged})
+    groups = {one.xml.group for one in running if one.xml.group is not None}
     if not groups:
         return passed("no guest declares one")
     if mixed:
         return warned(f"guests of different groups can merge: {'; '.join(map(pool_text, mixed))}", KEEP_APART)
-    if guests.unread:
-        raise CannotTell(some_of(guests.unread), UNREAD)
+    if facts.guests.unread:
+        raise CannotTell(some_of(facts.guests.unread), UNREAD)
     return passed(f"{len(groups)} declared, and guests of one alone can merge")
 
 
@@ -112,9 +104,9 @@ def check_free_pages(facts: Facts) -> Outcome:
     QEMU takes none of a guest whose memory is pinned or encrypted.
     """
     guests = facts.guests
-    known = [(guest.name, guests.xml.get(guest.key, UNKNOWN)) for guest in guests.running]
-    able = [(name, xml) for name, xml in known if xml is not UNKNOWN and not (xml.pins_memory or xml.is_confidential)]
-    keeping = [name for name, xml in able if not xml.reports_free_pages]
+    known = [one for one in guests.running if one.xml is not UNKNOWN]
+    able = [one for one in known if not (one.xml.pins_memory or one.xml.is_confidential)]
+    keeping = [one.guest.name for one in able if not one.xml.reports_free_pages]
     if keeping:
         return info(f"{len(keeping)} of {len(guests.running)} guests do not: {some_of(keeping)}. {REPORT_FREE_PAGES}")
     if guests.unread:
@@ -147,11 +139,12 @@ def check_swapped(facts: Facts) -> Outcome:
     """Judge whether much of the guests' memory is in swap, where nothing merges."""
     facts.this_machine  # noqa: B018  # of another one libvirt does not tell it
     guests = facts.guests
-    known = [(one.name, guests.processes.get(one.key)) for one in guests.running]
-    swapped = {name: process.swapped_kib for name, process in known if process is not None and process.swapped_kib}
+    swapped = {
+        one.guest.name: one.process.swapped_kib for one in guests.running if one.process and one.process.swapped_kib
+    }
     total_kib = sum(swapped.values())
     detail = f"{format_kib(total_kib)} are in swap"
-    if total_kib * MAX_SWAPPED > sum(one.rss_kib or 0 for one in guests.running) + total_kib:
+    if total_kib * MAX_SWAPPED > sum(one.guest.rss_kib or 0 for one in guests.running) + total_kib:
         named = [f"{name} ({format_kib(kib)})" for name, kib in sorted(swapped.items(), key=lambda one: -one[1])]
         return warned(
             f"{detail}: {some_of(named)}. KSM merges nothing there, and it counts as no resident memory",
@@ -165,8 +158,7 @@ def check_limits(facts: Facts) -> Outcome:
     """Judge whether each guest may hold all of its memory: the kernel ends one at its own limit."""
     guests = facts.guests
     tight = []
-    for guest in guests.running:
-        xml = guests.xml.get(guest.key, UNKNOWN)
+    for guest, xml, _, _ in guests.running:
         needed_kib = max(0 if xml.has_hugepages else xml.memory_kib or 0, guest.rss_kib or 0)
         if xml.limit_kib is not None and xml.limit_kib < needed_kib:
             tight.append(f"{guest.name} ({format_kib(xml.limit_kib)} of {format_kib(needed_kib)})")
@@ -199,13 +191,8 @@ def _agent(facts: Facts) -> AgentSeen:
     return facts.agent_seen
 
 
-def _unmerged(facts: Facts) -> frozenset[str]:
-    """Return the keys of the guests that were unmerged while they run: as this user may read, or as the agent says."""
-    guests = facts.guests
+def _running(facts: Facts) -> list[SeenGuest]:
+    """Return the running guests; one was unmerged as this user may read, or as the agent says."""
     uuids = facts.agent_seen.unmerged if facts.agent_seen else frozenset()
-    return guests.unmerged | {guest.key for guest in guests.running if guest.uuid in uuids}
-
-
-def _merges_any(guests: Guests, guest: Guest) -> bool | None:
-    process = guests.processes.get(guest.key)
-    return None if process is None or process.ksm is None else process.ksm.merges_any
+    running = facts.guests.running
+    return [one._replace(is_unmerged=one.is_unmerged or one.guest.uuid in uuids) for one in running]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell
@@ -14,7 +14,7 @@ from virtksm.doctor.reading.processes import find_peer
 from virtksm.doctor.reading.zero_pages import ZeroPages, sample_zero_pages
 from virtksm.errors import Cause, LibvirtUnreachable, Unsupported, VirtksmError
 from virtksm.guests.process import GuestProcess
-from virtksm.guests.xml import GuestXml, read_guests
+from virtksm.guests.xml import UNKNOWN, GuestXml, read_guests
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.libvirt_connection import LibvirtHost, client_version, open_host
 from virtksm.host.local_facts import ProcFacts
@@ -29,20 +29,26 @@ T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0
 
 
+class SeenGuest(NamedTuple):
+    """A running guest; `xml` is UNKNOWN and `process` None where they cannot be read."""
+
+    guest: Guest
+    xml: GuestXml = UNKNOWN
+    process: GuestProcess | None = None
+    is_unmerged: bool = False
+    """Whether it was unmerged while it runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guests:
-    """The running guests by name, their XML and, where readable, their processes, by the guests' keys.
+    """The running guests by name.
 
-    `unread` names guests whose XML could not be read, and why: they count as able to merge. `unmerged` are the keys of
-    those that were unmerged while they run. `other_processes` is None where it is unknown. `zero_pages` are of those
-    whose memory could be sampled, None where that is root's to do.
+    `unread` names guests whose XML could not be read, and why: they count as able to merge. `other_processes` is None
+    where it is unknown. `zero_pages` are of those whose memory could be sampled, None where that is root's to do.
     """
 
-    running: tuple[Guest, ...]
-    xml: Mapping[str, GuestXml]
-    processes: Mapping[str, GuestProcess] = field(default_factory=dict)
+    running: tuple[SeenGuest, ...]
     unread: tuple[str, ...] = ()
-    unmerged: frozenset[str] = frozenset()
     zero_pages: tuple[ZeroPages, ...] | None = None
     other_processes: OtherProcesses | None = None
 
@@ -115,26 +121,27 @@ def _read_ksm(host: LibvirtHost) -> KsmState | None:
 
 def _read_guests(host: LibvirtHost, paths: RuntimePaths, config: Config) -> Guests:
     seen, failures = read_guests(host, host.running_guests(with_max=False))
-    running = tuple(sorted((guest for guest, xml in seen if xml is not None), key=lambda one: (one.name, one.uuid)))
-    processes: dict[str, GuestProcess] = {}
+    described = sorted(
+        ((guest, xml) for guest, xml in seen if xml is not None), key=lambda one: (one[0].name, one[0].uuid)
+    )
+    running = tuple(guest for guest, _ in described)
+    processes: tuple[GuestProcess | None, ...] = (None,) * len(running)
     other_processes = zero_pages = None
     unmerged = frozenset[str]()
     if is_this_machine(host.uri, config):
         facts = ProcFacts()
         running = facts.guests(running)
-        found = zip(running, facts.processes(running), strict=True)
-        processes = {guest.key: process for guest, process in found if process is not None}
-        unmerged = read_unmerged(paths, facts, running)
+        processes, unmerged = facts.processes(running), read_unmerged(paths, facts, running)
         other_processes = facts.other_processes_memory(running)
         if os.geteuid() == 0:
             sampled = facts.read_each(running, sample_zero_pages)
             zero_pages = tuple(one for one in sampled if one is not None)
     return Guests(
-        running=running,
-        xml={guest.key: xml for guest, xml in seen if xml is not None},
-        processes=processes,
+        running=tuple(
+            SeenGuest(guest, xml, process, guest.key in unmerged)
+            for guest, (_, xml), process in zip(running, described, processes, strict=True)
+        ),
         unread=tuple(error.message for error in failures),
-        unmerged=unmerged,
         other_processes=other_processes,
         zero_pages=zero_pages,
     )
