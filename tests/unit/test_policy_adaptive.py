@@ -333,12 +333,12 @@ def test_5_what_waits_is_told_by_what_it_is(backlog: Backlog, text: str) -> None
 
 @pytest.mark.parametrize(
     ("appeared_kib", "growth"),
-    [(0, Growth.SETTLED), (GIB // 512, Growth.SETTLED), (GIB // 32, Growth.STEADY), (GIB, Growth.BURST)],
+    [(0, Growth.SETTLED), (GIB // 512, Growth.SETTLED), (GIB // 32, Growth.STEADY), (GIB, Growth.COMING)],
 )
 def test_5_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
     """A second's growth: a burst if two minutes of it would double the memory, steady if 40 s would the backlog."""
-    _, state = grown(appeared_kib)
-    assert judge_growth(state) is growth
+    last, state = grown(appeared_kib)
+    assert judge_growth(state, total_kib(last, state)) is growth
 
 
 def grown(appeared_kib: int) -> tuple[Snapshot, AdaptiveState]:
@@ -355,13 +355,13 @@ def filling(*rates_mib: int, old_kib: int = 0) -> Growth:
         for _ in range(3):
             at_s, held_kib = at_s + 1 / 3, held_kib + rate_mib * 1024 // 3
             _, state = decide_all(AUTO, snap(at_s, {"a": held_kib}), state=state)
-    return judge_growth(state)
+    return judge_growth(state, held_kib)
 
 
 def test_5_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
     """Measured on a busy host: 37 to 270 MiB a second, with 46 as a burst's least for what was there by then."""
-    assert filling(*[270] * 8, 37, 37, 110, 37, old_kib=4 * GIB) is Growth.BURST
-    assert filling(37, old_kib=6 * GIB) is not Growth.BURST, "none begins so"
+    assert filling(*[270] * 8, 37, 37, 110, 37, old_kib=4 * GIB) is Growth.COMING
+    assert filling(37, old_kib=6 * GIB) is not Growth.COMING, "none begins so"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_5_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
     ],
 )
 def test_5_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
-    assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.BURST, why
+    assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.COMING, why
 
 
 @pytest.mark.parametrize(("at_s", "since_s"), [(10.3, 2.0), (5000.0, 5000.0), (1.0, 1.0)])
@@ -809,17 +809,16 @@ def test_6_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to
 
 
 def test_6_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
-    def once_more(ratio: float, merged_kib: int = 0, **told: Any) -> AdaptiveState:  # noqa: ANN401  # second_ended's
+    def once_more(expected_kib: float, merged_kib: int = 0, **told: Any) -> Scans:  # noqa: ANN401  # second_ended's
         wide = {"skipped_kib": GIB, "in_no_tree_kib": GIB, **told}
-        return second_ended(merged_kib, **wide, more=1, unmet_kib=GIB, ratio=ratio)
+        return second_ended(merged_kib, **wide, more=1, expected_kib=expected_kib).scans
 
-    assert once_more(0.1).scans.ratio == pytest.approx(0.05)
-    assert once_more(0.1, skipped_kib=0).scans.ratio == pytest.approx(0.025), "what was visited has been tried"
-    assert once_more(0.1, GIB // 2).scans.ratio == pytest.approx(0.3)
-    assert once_more(1 / 64).scans.more == 0, "8 MiB of 2 GiB are worth a full scan, and less is not"
-    assert once_more(1 / 64, cpu_s=0.5).scans.more == 2, "one that costs half"
-    assert once_more(1.0, in_no_tree_kib=0).scans.more == 0, "all has met"
-    assert second_ended(more=13, unmet_kib=GIB, ratio=1.0, skipped_kib=GIB, in_no_tree_kib=GIB).scans.more == 0
+    assert once_more(GIB / 8).expected_kib == GIB / 16
+    assert once_more(GIB / 8, GIB // 4).expected_kib == GIB * 3 / 16
+    assert once_more(GIB / 64).more == 0, "8 MiB of 2 GiB are worth a full scan, and less is not"
+    assert once_more(GIB / 64, cpu_s=0.5).more == 2, "one that costs half"
+    assert once_more(GIB, in_no_tree_kib=0).more == 0, "all has met"
+    assert second_ended(more=13, expected_kib=GIB, skipped_kib=GIB, in_no_tree_kib=GIB).scans.more == 0
 
 
 @pytest.mark.parametrize(
@@ -837,8 +836,8 @@ def test_6_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
 
 def test_6_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
     """Seen once in some forty runs of the demonstration, which lacked a third of its savings then."""
-    left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, unmet_kib=GIB // 2, ratio=0.5)
-    assert (left.scans.more, left.scans.unmet_kib, left.scans.ratio) == (2, GIB // 2, 0.125)
+    left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, expected_kib=GIB / 4)
+    assert (left.scans.more, left.scans.expected_kib) == (2, GIB / 8)
 
 
 @OF_ANY_PAGE_SIZE
@@ -849,15 +848,15 @@ def test_4_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(pa
 
 
 def test_4_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
-    learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, unmet_kib=GIB, ratio=0.0).learned
+    learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, expected_kib=0.0).learned
     assert (learned.pair, learned.merged_kib) == (ONE_NEW, GIB * 3 // 4)
 
 
 def test_6_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
     """Seen in one of eight starts of two guests of 64 MiB, which lacked a twentieth of their common pages for good."""
     left = second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=GIB // 4)
-    assert (left.scans.more, left.scans.unmet_kib) == (1, GIB // 4)
-    once_more = second_ended(0, in_no_tree_kib=0, more=1, unmet_kib=GIB // 4, ratio=left.scans.ratio)
+    assert left.scans.more == 1
+    once_more = second_ended(0, in_no_tree_kib=0, more=1, expected_kib=left.scans.expected_kib)
     assert once_more.scans.more == 0, "ksmd has forgotten what was freed: all has met"
 
 

@@ -13,12 +13,11 @@ from typing import NamedTuple
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
-from virtksm.policy.adaptive.changes import add, known_kib, lone_share, total_kib
+from virtksm.policy.adaptive.changes import add, known_kib, total_kib
 from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
-    NEWEST_MERGE_RATIO,
     expect,
     expect_of_backlog,
     full_scan_cost_s,
@@ -299,13 +298,13 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)
-    unmet_kib, ratio, goes_on = 0, 0.0, False
+    expected_kib, goes_on = 0.0, False
     if scans.is_check:
         goes_on = visited < (2 if is_second else 1) - UNVISITED
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
-        unmet_kib, ratio = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
+        expected_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
         share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        goes_on = unmet_kib * ratio * NEGLIGIBLE > memory_kib * share
+        goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
@@ -321,8 +320,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,
-            unmet_kib=unmet_kib,
-            ratio=ratio,
+            expected_kib=expected_kib,
             visited=visited,
             is_check=scans.is_check,
             fed=ended.fed or scans.fed,
@@ -338,34 +336,25 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
 
 def expect_of_one_more(
     snapshot: Snapshot, state: AdaptiveState, ended: FullScan, left_kib: int, merged_kib: int
-) -> tuple[int, float]:
-    """Return how much of what has not merged may not have met its twins, and what share of it one more would merge.
+) -> float:
+    """Return how much one more full scan is expected to merge, of what is in neither tree and has met no twins.
 
-    It is in neither tree, or what it may be equal to is. Pages that are left over from huge pages which ksmd has split
-    will merge as the others have: the unstable tree leads to no page behind one that has gone, such as a zero page that
-    a split has freed (mm/ksm.c: unstable_tree_search_insert). With old pages that smart_scan has skipped will merge, as
-    they are visited, what is wanting of the usual share. Every full scan that follows corrects the share, the more so
-    the more it has visited.
+    Of what is left of huge pages that ksmd has split, as much as of all else: the unstable tree leads to no page behind
+    one that has gone, such as a zero page that a split has freed (mm/ksm.c: unstable_tree_search_insert). With old pages,
+    which smart_scan visits in few full scans, what is wanting of the usual share. Later on, the mean of what was expected
+    and what has merged.
     """
-    ksm, scans, once_kib = snapshot.ksm, state.scans, state.backlog.scanned_once_kib
+    ksm, scans, once_kib = snapshot.ksm, state.scans, max(state.backlog.scanned_once_kib, 1)
+    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
+    unmet_kib = min(in_no_tree_kib, left_kib)
+    if scans.more:
+        return min((scans.expected_kib + merged_kib) / 2, unmet_kib)
     split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
     skipped_kib = ksm.kib(_difference(ended.began.pages_skipped, ksm.pages_skipped) or 0)
-    in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
-    if scans.more:
-        still_kib, found = max(scans.unmet_kib - merged_kib, 0), min(merged_kib / max(scans.unmet_kib, 1), 1.0)
-        tried_share = 1 - min(skipped_kib / max(scans.unmet_kib, 1), 1.0)
-        ratio = scans.ratio + (found - scans.ratio) * NEWEST_MERGE_RATIO * (1 + tried_share / 2)
-        return min(still_kib + split_kib + skipped_kib, in_no_tree_kib, left_kib), ratio
-    unsettled_kib = min(split_kib, max(in_no_tree_kib - skipped_kib, 0), left_kib)
-    unmet_kib = min(unsettled_kib + skipped_kib, in_no_tree_kib, left_kib)
-    gain_kib = unsettled_kib * merged_kib / max(once_kib - unsettled_kib, 1)
-    merged_share = max((merged_kib + gain_kib) / max(once_kib, 1), 1 - lone_share(snapshot, state))
-    hidden_kib = min(
-        max(expect_of_backlog(expect(snapshot, state), state.backlog)[0] - merged_share, 0.0) * once_kib,
-        unmet_kib - unsettled_kib,
-    )
-    gain_kib += hidden_kib * RARELY_VISITED
-    return unmet_kib, min(gain_kib / max(unmet_kib, 1), 1.0)
+    gain_kib = min(split_kib, unmet_kib) * min(merged_kib / once_kib, 1.0)
+    ratio, _ = expect_of_backlog(expect(snapshot, state), state.backlog)
+    wanting_kib = max(ratio * once_kib - merged_kib - gain_kib, 0.0)
+    return min(gain_kib + min(wanting_kib, skipped_kib) * RARELY_VISITED, unmet_kib)
 
 
 def skipped_share(snapshot: Snapshot, ended: FullScan) -> float:

@@ -26,12 +26,28 @@ MAX_INTERVAL_S = 15.0
 
 
 class Growth(Enum):
-    """How memory is appearing, judged by what the present rate would come to; in a series, the next guest is due."""
+    """How memory appears: a burst or a series of starts goes on, the backlog grows steadily, or neither."""
 
-    BURST = "burst"
-    SERIES = "series"
+    COMING = "coming"
     STEADY = "steady"
     SETTLED = "settled"
+
+
+def judge_growth(state: AdaptiveState, memory_kib: int) -> Growth:
+    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 5)."""
+    if seconds_coming(state, memory_kib) > 0:
+        return Growth.COMING
+    unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
+    recent_kib = sum(kib for _, _, kib in state.arrivals.recent)
+    return Growth.STEADY if recent_kib * STEADY_S > unscanned_kib * RECENT_S else Growth.SETTLED
+
+
+def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
+    """Return how much longer more is waited for if nothing appears: the rest of a burst, or a series' next guest."""
+    arrivals, left_s = state.arrivals, 0.0
+    if arrivals.start_s is not None and state.taken_s is not None:
+        left_s = arrivals.start_s + PATIENCE * arrivals.interval_s - state.taken_s
+    return left_s if arrivals.burst_since_s is None else max(left_s, burst_left_s(state, memory_kib))
 
 
 def note_burst(state: AdaptiveState, memory_kib: int) -> AdaptiveState:
@@ -72,31 +88,6 @@ def _left_s(state: AdaptiveState, window_s: float, min_kib: float) -> float:
         if appeared_kib > min_kib:
             return at_s + window_s - now_s
     return 0.0
-
-
-def judge_growth(state: AdaptiveState) -> Growth:
-    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 5)."""
-    if state.arrivals.burst_since_s is not None:
-        return Growth.BURST
-    if _series_left_s(state) > 0:
-        return Growth.SERIES
-    unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
-    recent_kib = sum(kib for _, _, kib in state.arrivals.recent)
-    return Growth.STEADY if recent_kib * STEADY_S > unscanned_kib * RECENT_S else Growth.SETTLED
-
-
-def seconds_to_end(growth: Growth, state: AdaptiveState, memory_kib: int) -> float:
-    """Return in how many seconds a burst or a series will be over if nothing more appears; 0.0 for the others."""
-    if growth is Growth.SERIES:
-        return _series_left_s(state)
-    return burst_left_s(state, memory_kib) if growth is Growth.BURST else 0.0
-
-
-def _series_left_s(state: AdaptiveState) -> float:
-    """Return how much longer the next guest of a series is waited for."""
-    if state.arrivals.start_s is None or state.taken_s is None:
-        return 0.0
-    return state.arrivals.start_s + PATIENCE * state.arrivals.interval_s - state.taken_s
 
 
 def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:

@@ -129,10 +129,8 @@ class Scans(NamedTuple):
     """Full scans made beyond the pair, since some memory has met no twins yet (smart_scan, split huge pages)."""
     merged_kib: int = 0
     """What has merged since the pair's second full scan began; in a check scan since its first, and is still merged."""
-    unmet_kib: int = 0
-    """What had met no twins yet when the last full scan ended, of what had been scanned once."""
-    ratio: float = 0.0
-    """What share of it one more full scan is expected to merge."""
+    expected_kib: float = 0.0
+    """What one more was expected to merge when the last full scan ended."""
     visited: float = 0.0
     """How often the present check scan has visited the memory that has not merged, on average (smart_scan)."""
     fed: Meter | None = None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from virtksm.model.snapshot import IMAGE, Snapshot
 from virtksm.policy.adaptive.changes import CHANGED, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
-from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_to_end
+from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.values import replace
 
@@ -23,8 +23,7 @@ NEGLIGIBLE = 256
 MIN_WAIT_S = 0.25
 """No pass is asked for sooner (as coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {
-    Growth.BURST: 0.1,
-    Growth.SERIES: 0.1,
+    Growth.COMING: 0.1,
     Growth.STEADY: 1.0,
     Growth.SETTLED: 10.0,
 }
@@ -41,8 +40,6 @@ FIRST_CHANGED_RATIO = 0.2
 """The same of what may have changed in place (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least merge ratio expected, so that something is scanned to learn from (chosen)."""
-NEWEST_MERGE_RATIO = 0.5
-"""Weight of the last pair of full scans in the average (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
@@ -65,7 +62,7 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     memory_kib = total_kib(snapshot, state) or unseen_of_kib(snapshot, state)
     if is_second_due(state, memory_kib):
         return 0.0
-    backlog, growth, has_backlog = state.backlog, judge_growth(state), is_due(state, memory_kib)
+    backlog, growth, has_backlog = state.backlog, judge_growth(state, memory_kib), is_due(state, memory_kib)
     more_kib_per_s = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
@@ -95,8 +92,7 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     if not has_backlog:  # what settles comes first: a check scan would scan it too early
         latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
         return max(min(wait_s, latest_s), MIN_WAIT_S if backlog.settling else 0.0) if memory_kib else None
-    ends_s = seconds_to_end(growth, state, memory_kib)
-    return min(wait_s, max(ends_s, MIN_WAIT_S)) if ends_s > 0 else wait_s
+    return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S)) if growth is Growth.COMING else wait_s
 
 
 def _divide(amount: float, per_s: float) -> float:
