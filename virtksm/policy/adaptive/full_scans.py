@@ -340,9 +340,9 @@ def expect_of_one_more(
     """Return how much one more full scan is expected to merge, of what is in neither tree and has met no twins.
 
     Of what is left of huge pages that ksmd has split, as much as of all else: the unstable tree leads to no page behind
-    one that has gone, such as a zero page that a split has freed (mm/ksm.c: unstable_tree_search_insert). With old pages,
-    which smart_scan visits in few full scans, what is wanting of the usual share. Later on, the mean of what was expected
-    and what has merged.
+    one that has gone, such as a zero page that a split has freed (mm/ksm.c: unstable_tree_search_insert). With old
+    pages, which smart_scan visits in few full scans, what is wanting of the usual share. Later on, the mean of what was
+    expected and what has merged.
     """
     ksm, scans, once_kib = snapshot.ksm, state.scans, max(state.backlog.scanned_once_kib, 1)
     in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
