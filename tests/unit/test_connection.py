@@ -84,8 +84,8 @@ def test_systemds_words_are_taken_apart_and_what_is_no_uri_is_none(text: str, ur
 def test_systemd_is_asked_only_where_it_runs_and_the_unit_was_changed(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def show(unit: str) -> str:
-        asked.append(unit)
+    def show(*ask: str, **_how: float) -> str:
+        asked.append(ask[-1])
         return f"{NAME}=qemu:///session"
 
     def find(booted: Path) -> str | None:

@@ -109,7 +109,10 @@ class Reporter:
             about = {"parameter": error.parameter, "cause": error.cause.value}
             self._complain("settings_refused", error, f"{error.parameter} was refused", self._log.error, **about)
         logged = {*map(str, report.refusals), *report.exposures, HELD}
-        self._warn([note for note in report.warnings if note not in logged])
+        before, self._warnings = self._warnings, [note for note in report.warnings if note not in logged]
+        for note in self._warnings:
+            if note not in before:
+                self._log.warning("warning_raised", message=note, warning=note)
         log = self._log.info if is_news else self._log.debug
         heard, self._heard = self._heard, []
         log("pass_completed", message=pass_sentence(report, heard), **_canonical(report, heard_s, ended_s))
@@ -277,12 +280,6 @@ class Reporter:
 
     def leaving_failed(self, error: VirtksmError) -> None:
         self._complain("settings_left", error, "KSM's settings stay as they are", self._log.error)
-
-    def _warn(self, notes: list[str]) -> None:
-        for note in notes:
-            if note not in self._warnings:
-                self._log.warning("warning_raised", message=note, warning=note)
-        self._warnings = notes
 
 
 def _text(error: Exception) -> str:

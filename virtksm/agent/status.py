@@ -102,6 +102,7 @@ class AgentFacts:
     def as_dict(self, now: datetime) -> dict[str, object]:
         """Return the answer as JSON values; `now` is the wall clock's time."""
         silence = self.silence
+        since = None if silence is None else (now - timedelta(seconds=self.now_s - silence.since_s)).astimezone(UTC)
         settings = None if self.last is None else self.last.after
         return {
             "schema": SCHEMA,
@@ -112,7 +113,7 @@ class AgentFacts:
             "libvirt": {
                 "connected": self.lost_s is None,
                 "answers": silence is None,
-                "silent_since": None if silence is None else _utc(now, self.now_s - silence.since_s),
+                "silent_since": None if since is None else since.isoformat(timespec="seconds"),
                 "silent_s": None if silence is None else round(self.now_s - silence.since_s, 3),
                 "waiting_for": None if silence is None else silence.what,
                 "error": self.error,
@@ -196,7 +197,3 @@ def worst_core_percent(settings: Settings) -> float:
     batch_s = (settings.pages_to_scan or 0) * DEFAULT_PAGE_COST_S
     sleep_s = (settings.sleep_millisecs or 0) / 1000
     return 100 * batch_s / (batch_s + sleep_s) if batch_s else 0.0
-
-
-def _utc(now: datetime, ago_s: float) -> str:
-    return (now - timedelta(seconds=ago_s)).astimezone(UTC).isoformat(timespec="seconds")

@@ -53,6 +53,8 @@ class TraceBuffer:
 
         `now_s` is CLOCK_MONOTONIC, `at_s` Unix time.
         """
+        if self._configured is None or self._configured[0] is not config:
+            self._configured = config, Law(policy=config.policy, config=law_of(config))
         alone = Pass(
             seq=0 if self._last is None else self._last[0].seq + 1,
             at_s=round(at_s, 3),
@@ -64,7 +66,7 @@ class TraceBuffer:
             refused=tuple(map(str, report.refusals)),
             foreign=report.foreign,
             paused=report.paused,
-            law=self._law_of(config),
+            law=self._configured[1],
             continues=False,
             state=report.state_before,
         )
@@ -75,11 +77,6 @@ class TraceBuffer:
         if self._asked_s is not None:
             self._buffer(alone, report)
         return alone
-
-    def _law_of(self, config: Config) -> Law:
-        if self._configured is None or self._configured[0] is not config:
-            self._configured = config, Law(policy=config.policy, config=law_of(config))
-        return self._configured[1]
 
     def answer(self, request: Mapping[str, object], *, now_s: float, now: datetime) -> dict[str, object]:
         """Return the lines that a recorder lacks, from the pass `since` of the `session` on.

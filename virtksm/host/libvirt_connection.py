@@ -135,7 +135,9 @@ class LibvirtHost:
 
     def ksm_state(self) -> KsmState:
         with self._translating("reading KSM's parameters"):
-            return parse_parameters(self.connection.getMemoryParameters())
+            values = self.connection.getMemoryParameters()
+        settings = Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS})
+        return replace(KsmState(settings), **{name: _counter(values, f"shm_{name}") for name in LIBVIRT_COUNTERS})
 
     def host_memory(self) -> HostMemory:
         with self._translating("reading the host's memory"):
@@ -433,12 +435,6 @@ def _explain_ssh(uri: str, said: str) -> tuple[str, str]:
     if "Host key verification failed" in said:
         return "ssh does not know the host's key", f"ssh {words}, once by hand"
     return "the host cannot be reached", f"ssh {words} virsh uri"
-
-
-def parse_parameters(values: Mapping[str, int]) -> KsmState:
-    """Turn virNodeGetMemoryParameters' dictionary into a KsmState; a missing or impossible value is None."""
-    settings = Settings(**{name: _counter(values, f"shm_{name}", MAXIMA[name]) for name in PARAMETERS})
-    return replace(KsmState(settings), **{name: _counter(values, f"shm_{name}") for name in LIBVIRT_COUNTERS})
 
 
 def parse_memory_stats(values: Mapping[str, int]) -> HostMemory:

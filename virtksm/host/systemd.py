@@ -55,7 +55,7 @@ def unit_variable(
     *,
     unit_dirs: Iterable[str] = UNIT_DIRS,
     booted: str = "/run/systemd/system",
-    show: Callable[[str], str] | None = None,
+    show: Callable[..., str] | None = None,
 ) -> str | None:
     """Return a variable that an administrator gives a unit's programs; None without one or without an answer.
 
@@ -64,7 +64,8 @@ def unit_variable(
     places = [f"{folder}/{unit}.d" for folder in unit_dirs] + [f"/etc/systemd/system/{unit}"]
     if not os.path.isdir(booted) or not any(map(os.path.exists, places)):
         return None
-    return parse_environment((show or show_environment)(unit)).get(name)
+    said = (show or show_units)("--property=Environment", "--value", unit, within_s=ANSWER_WITHIN_S)
+    return parse_environment(said).get(name)
 
 
 def parse_environment(text: str) -> dict[str, str]:
@@ -77,11 +78,6 @@ def parse_environment(text: str) -> dict[str, str]:
         return {}
     named = (word.partition("=") for word in words)
     return {name: value for name, _, value in named if value and value.isprintable() and " " not in value}
-
-
-def show_environment(unit: str) -> str:
-    """Return the variables of a unit, as systemd quotes them."""
-    return show_units("--property=Environment", "--value", unit, within_s=ANSWER_WITHIN_S)
 
 
 def state_age_s(unit: str) -> float | None:

@@ -97,7 +97,8 @@ class Cycle(NamedTuple, Generic[State]):
             if not dry_run:
                 intended = intend(owned, {name: value for call in calls for name, value in call.items()})
                 next_state = replace(asked, ownership=intended, freed=freed)
-                if calls or snapshot is self.tenure.sensed or not self._is_saved(intended):
+                saved = self.tenure.saved
+                if calls or snapshot is self.tenure.sensed or saved is None or saved.ownership != intended:
                     self._save(next_state)
                 self.tenure.state = next_state
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
@@ -218,9 +219,6 @@ class Cycle(NamedTuple, Generic[State]):
     def _save(self, state: HostState) -> None:
         self.store.save(state)
         self.tenure.saved = self.tenure.state = state
-
-    def _is_saved(self, owned: Mapping[str, Ownership]) -> bool:
-        return self.tenure.saved is not None and self.tenure.saved.ownership == owned
 
     def _decide(
         self, state: HostState, snapshot: Snapshot, triggers: Triggers, off: Pause | None
