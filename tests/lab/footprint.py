@@ -20,7 +20,10 @@ CALM_READINGS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers."""
+    """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers.
+
+    Without the statm that an agent keeps open of each guest.
+    """
 
     held: tuple[str, ...]
     threads: int
@@ -49,7 +52,8 @@ def count_threads(pid: int) -> int:
 def _read_held(folder: Path) -> Iterator[str]:
     for descriptor in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            yield re.sub(r":\[\d+\]$", "", str(descriptor.readlink()))
+            if (target := str(descriptor.readlink())) and not re.fullmatch(r"/proc/\d+/statm", target):
+                yield re.sub(r":\[\d+\]$", "", target)
 
 
 def calm_footprint(pid: int) -> Footprint:
