@@ -157,19 +157,21 @@ def is_idle() -> bool:
     return settings() == {"pages_to_scan": 0, "sleep_millisecs": 10000}
 
 
-def guest_xml(name: str) -> str:
+def guest_xml(name: str, *, node: int | None = None, rewrite: int = 0) -> str:
+    """Write a guest's XML: its memory on this NUMA node, so many of its common pages rewritten a second."""
     path = Path(f"/run/{name}.xml")
-    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB)
-    path.write_text(guest.domain_xml(PAYLOAD, None), encoding="utf-8")
+    guest = PayloadGuest(name=name, memory_mib=64, common_mib=COMMON_MIB, rewrite_common_per_s=rewrite)
+    bound = "" if node is None else f'<numatune><memory mode="strict" nodeset="{node}" /></numatune>'
+    path.write_text(guest.domain_xml(PAYLOAD, None).replace("<os>", f"{bound}<os>"), encoding="utf-8")
     return str(path)
 
 
-def start_guest(name: str) -> int:
+def start_guest(name: str, *, node: int | None = None, rewrite: int = 0) -> int:
     """Start a guest and return its process."""
     if not PAYLOAD.exists():
         PAYLOAD.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(CHECKOUT / "build" / "payload.elf", PAYLOAD)
-    run("virsh", "create", guest_xml(name))
+    run("virsh", "create", guest_xml(name, node=node, rewrite=rewrite))
     return int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
 
 
