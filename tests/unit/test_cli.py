@@ -67,6 +67,8 @@ def test_the_help_lists_every_command_by_purpose_and_exit_code(
     assert [line for line in told.splitlines() if len(line) > 80] == []
     assert re.findall(r"^(\w[\w ]*):$", told, re.MULTILINE)[:4] == ["Look", "Act", "Set up", "Tools"]
     assert all(f"{int(code)} " in told for code in ExitCode)
+    helped("help")
+    assert capsys.readouterr().out == told, "without a command it is the program's"
     helped("help", "trace")
     told = capsys.readouterr().out
     assert all(re.search(rf"^  {action} ", told, re.MULTILINE) for action in ACTIONS["trace"])
