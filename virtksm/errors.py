@@ -202,3 +202,8 @@ class ConfigError(VirtksmError):
     def __init__(self, faults: Sequence[ConfigFault]) -> None:
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+
+    @classmethod
+    def of(cls, file: str, problem: str, remedy: str, key: str = "") -> ConfigError:
+        """Return the error for one fault."""
+        return cls([ConfigFault(file=file, key=key, problem=problem, remedy=remedy)])

@@ -20,9 +20,13 @@ CALM_READINGS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers."""
+    """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers.
+
+    `guests`: how many guests' statm an agent keeps open, which are not in `held`.
+    """
 
     held: tuple[str, ...]
+    guests: int
     threads: int
     rss_kib: int
 
@@ -35,8 +39,11 @@ def read_footprint(pid: int) -> Footprint:
     """Read what a process holds; raises OSError when it ended."""
     proc = Path(f"/proc/{pid}")
     (rss_kib,) = re.findall(r"^VmRSS:\s+(\d+) kB$", (proc / "status").read_text(encoding="utf-8"), re.MULTILINE)
+    held = sorted(_read_held(proc / "fd"))
+    others = tuple(one for one in held if not re.fullmatch(r"/proc/\d+/statm", one))
     return Footprint(
-        held=tuple(sorted(_read_held(proc / "fd"))),
+        held=others,
+        guests=len(held) - len(others),
         threads=count_threads(pid),
         rss_kib=int(rss_kib),
     )

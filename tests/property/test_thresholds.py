@@ -161,6 +161,7 @@ def covered(snapshot: Snapshot, backlog_kib: int, lasting: int) -> AdaptiveState
         learned=Learned(
             pair={CHANGED + key: kib for key, kib in backlog.items()},
             ratios={CHANGED + key: Ratio(0.2, 0.0) for key in backlog},
+            expected_kib=0.2 * sum(backlog.values()),
             merged_kib=int(sum(backlog.values())) // lasting,
             full_scan_cost_s_per_kib=1e-6,
         ),

@@ -43,9 +43,9 @@ from virtksm.policy.adaptive.worth import (
     MAX_FALL,
     MAX_IMAGES,
     MIN_WAIT_S,
+    Shares,
     learn,
     seconds_to_wait,
-    shares_of,
 )
 from virtksm.policy.thresholds import find_thresholds, step_to
 from virtksm.values import replace
@@ -119,7 +119,7 @@ def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
 
 def share(learned: Learned, key: str = "a/1", image: str = "") -> float:
     """What share is expected of a process's memory."""
-    return shares_of(learned, {key: image}).of(key)
+    return Shares(learned, {key: image}).of(key)
 
 
 def in_full_scan() -> tuple[Decision, AdaptiveState]:
@@ -421,8 +421,8 @@ def test_4_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_imag
     much, little = after_start(GIB * 3 // 4), after_start(GIB // 8, "image-2")
     assert [share(one, "new/1", image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.75, 0.125]
     assert share(much, "new/1", "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
-    ratios = {**shares_of(much, {}).ratios, "image-2": Ratio(0.125, GIB)}
-    learned = replace(much, ratios=ratios, pair={}, of_images={}, full_scan_cost_s_per_kib=1e-5)
+    ratios = {one: Ratio(share(much, one), GIB) for one in much.ratios} | {"image-2": Ratio(0.125, GIB)}
+    learned = replace(much, ratios=ratios, pair={}, full_scan_cost_s_per_kib=1e-5)
     held, told, reasons = {"old": 16 * GIB, "new": GIB}, [], []
     for image in ("image-1", None, "image-3", "image-2"):
         state = having_scanned({"old": 16 * GIB}, learned=learned)
@@ -873,7 +873,7 @@ def dirtied(at_s: float, kib_per_s: float | None, guests: Mapping[str, int] = ON
 def after_check_scan(merged_kib: int, *, written_kib: int = 0, written_s: float = 1.0) -> AdaptiveState:
     """The state after a check scan for half a GiB, that merged so much, of which so much is written to later."""
     learned = Learned(full_scan_cost_s_per_kib=1e-5)
-    changed = replace(Backlog(), changed={"a/1": GIB / 2}, changed_kib_s=1e12)
+    changed = replace(Backlog(), changed={CHANGED + "a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(ONE, learned=learned, backlog=changed, pages_sharing=0, cow_ksm=0)
     sharing = merged_kib // 4
     kernel: dict[str, Any] = {"pages_unshared": GIB // 8, "cow_ksm": 0}
@@ -931,7 +931,7 @@ def test_4_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts
     _, later = decide_all(ALWAYS, dirtied(8, 0.0, cow_ksm=GIB // 8, pages_unshared=GIB // 8), state=soon)
     assert later.backlog.changed_kib == GIB // 2, "it has not been forgotten"
     ratios = {"a/1": Ratio(0.5, 0)}
-    learned = Learned(ratios=ratios, pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
+    learned = Learned(ratios, ONE_NEW, expected_kib=GIB / 2, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
     started = having_scanned(learned=learned, cow_ksm=0)
     decision, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=GIB // 4), state=started)
     assert decision.reason.text.endswith("rewritten soon, so less is expected of the next full scan")
@@ -967,7 +967,7 @@ def test_4_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others
     state = replace(taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3), scans=scans(), taken_s=1)
     seen, waits_s = snap(1, BOTH), []
     for key in ("a/1", "b/1"):
-        changed = replace(state, backlog=Backlog(changed={key: GIB / 2}))
+        changed = replace(state, backlog=Backlog(changed={CHANGED + key: GIB / 2}))
         waits_s.append(seconds_to_wait(seen, changed, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0.0)
     assert waits_s[1] * 3 < waits_s[0]
 
@@ -1006,7 +1006,9 @@ def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_g
         "taken off once, where it is measured"
     )
     _, state = decide_all(ALWAYS, dirtied(1001, 0.0, {"b": GIB}), state=replace(state, taken_s=1000))
-    assert state.backlog.changed.keys() == {"b/1", OTHER_PROCESSES, REWRITTEN}, "a guest that stops takes its own away"
+    assert state.backlog.changed.keys() == {CHANGED + "b/1", CHANGED + OTHER_PROCESSES, REWRITTEN}, (
+        "a guest that stops takes its own away"
+    )
 
 
 def test_5_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
@@ -1028,7 +1030,7 @@ def test_5_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
 
 
 def test_5_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
-    changed = replace(Backlog(), changed={"a/1": GIB / 2}, changed_kib_s=1e12)
+    changed = replace(Backlog(), changed={CHANGED + "a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6), backlog=changed)
     lone, scans_made, skipped = GIB // 4, 0, 0
     while scans_made == 0 or state.scans.current is not None:
@@ -1138,7 +1140,7 @@ def stories() -> dict[str, Story]:
     _, started = decide_all(ALWAYS, snap(0, BOTH))
     _, waiting = decide_all(ALWAYS, snap(3, BOTH), state=started)
     covered = replace(scanning, scans=replace(scanning.scans, current=None))
-    changed = Backlog(changed={"a/1": GIB}, changed_kib_s=1e12)
+    changed = Backlog(changed={CHANGED + "a/1": GIB}, changed_kib_s=1e12)
     return {
         "off": (ALWAYS, snap(20, BOTH, run=0), scanning),
         "disengaged": (AUTO, snap(0, BOTH), AdaptiveState()),

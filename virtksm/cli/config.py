@@ -9,7 +9,7 @@ from pathlib import Path
 
 from virtksm.cli.main import Parser
 from virtksm.config.load import MAX_BYTES, MISSING, READ, find_files, load
-from virtksm.errors import ConfigError, ConfigFault, ExitCode
+from virtksm.errors import ConfigError, ExitCode
 from virtksm.text import printable
 
 
@@ -100,7 +100,7 @@ def _write_new(file: str, text: str) -> None:
             output.write(text)
     except OSError as error:
         remedy = "name a new file; an existing one is not overwritten"
-        raise _fault(file, f"cannot be written: {error.strerror}", remedy) from error
+        raise ConfigError.of(printable(file), f"cannot be written: {error.strerror}", remedy) from error
 
 
 def _read_bounded(file: str) -> str:
@@ -110,11 +110,7 @@ def _read_bounded(file: str) -> str:
         with Path(file).open("rb") as source:
             content = source.read(MAX_BYTES + 1)
     except OSError as error:
-        raise _fault(file, f"cannot be read: {error.strerror}", remedy) from error
+        raise ConfigError.of(printable(file), f"cannot be read: {error.strerror}", remedy) from error
     if len(content) > MAX_BYTES:
-        raise _fault(file, f"is larger than {MAX_BYTES} bytes", remedy)
+        raise ConfigError.of(printable(file), f"is larger than {MAX_BYTES} bytes", remedy)
     return content.decode("utf-8", errors="surrogateescape")
-
-
-def _fault(file: str, problem: str, remedy: str) -> ConfigError:
-    return ConfigError([ConfigFault(file=printable(file), key="", problem=problem, remedy=remedy)])

@@ -90,11 +90,11 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
+    parser.add_argument("topic", metavar="COMMAND", nargs="*", help="the command to explain, and its action")
 
 
 def run(options: argparse.Namespace) -> None:
-    parse([*options.words, "--help"])
+    parse([*options.topic, "--help"])
 
 
 def describe(words: Words, summary: str, width: int) -> str:

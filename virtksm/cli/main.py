@@ -258,7 +258,9 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm", given: Sequen
 
 def error_lines(error: VirtksmError | OSError, program: str, given: Sequence[str]) -> list[str]:
     """Render an error: what has happened, and a command to type or a fact to check."""
-    if os.geteuid() != 0 and (isinstance(error, OnlyRoot | PermissionError) or _is_denied(error)):
+    # A file of root's is the cause; not so of what a configuration or a trace names.
+    is_denied = isinstance(error, StateUnusable) and isinstance(error.__cause__, PermissionError)
+    if os.geteuid() != 0 and (isinstance(error, OnlyRoot | PermissionError) or is_denied):
         import shlex
 
         return [f"{program}: error: {OnlyRoot()}", f"hint: {shlex.join(('sudo', program, *given))}"]
@@ -269,11 +271,6 @@ def error_lines(error: VirtksmError | OSError, program: str, given: Sequence[str
     shown = error.faults[0] if isinstance(error, ConfigError) else error
     message, remedy = (reason_of(shown), "") if isinstance(shown, OSError) else (shown.message, shown.remedy)
     return [f"{program}: error: {message}", *([f"hint: {remedy}"] if remedy else [])]
-
-
-def _is_denied(error: BaseException) -> bool:
-    """Return whether a file of root's is the cause; not so of what a configuration or a trace names."""
-    return isinstance(error, StateUnusable) and isinstance(error.__cause__, PermissionError)
 
 
 def run_program(run: Callable[[], int] = main) -> NoReturn:

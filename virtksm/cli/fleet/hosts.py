@@ -53,8 +53,7 @@ def read_hosts_file(file: str) -> list[Host]:
     try:
         return parse_hosts(Path(file).read_text(encoding="utf-8"), file)
     except (OSError, UnicodeDecodeError) as error:
-        fault = ConfigFault(file=file, key="", problem=f"cannot be read: {reason_of(error)}", remedy=f"ls -ld {file}")
-        raise ConfigError([fault]) from error
+        raise ConfigError.of(file, f"cannot be read: {reason_of(error)}", f"ls -ld {file}") from error
 
 
 def parse_hosts(text: str, file: str) -> list[Host]:
@@ -106,18 +105,14 @@ def parse_inventory(text: str, inventory: str, limit: str | None = None) -> list
         groups = json.loads(text)
     except ValueError as error:
         problem = f"{LISTS_INVENTORY} prints no JSON: {error}"
-        fault = ConfigFault(file=inventory, key="", problem=problem, remedy=f"{LISTS_INVENTORY} -i {inventory} --list")
-        raise ConfigError([fault]) from error
+        raise ConfigError.of(inventory, problem, f"{LISTS_INVENTORY} -i {inventory} --list") from error
     variables = groups.get("_meta", {}).get("hostvars", {})
     names = [*dict.fromkeys(_members(groups, limit or "all"))]
     if limit is not None and limit not in groups:
         names = [name for name in _members(groups, "all") if name == limit][:1]
         if not names:
-            problem = "no group or host has this name"
-            fault = ConfigFault(
-                file=inventory, key=limit, problem=problem, remedy=f"{LISTS_INVENTORY} -i {inventory} --graph"
-            )
-            raise ConfigError([fault])
+            remedy = f"{LISTS_INVENTORY} -i {inventory} --graph"
+            raise ConfigError.of(inventory, "no group or host has this name", remedy, key=limit)
     return _checked(((name, name, _address(name, variables.get(name, {}))) for name in names), inventory)
 
 
@@ -154,8 +149,8 @@ def _checked(found: Iterable[tuple[str, str, str]], file: str) -> list[Host]:
             if "{{" in address:
                 remedy = f"{LISTS_INVENTORY} resolves no templates: give the host a virtksm_uri without one"
             faults.append(ConfigFault(file=file, key=place, problem=problem, remedy=remedy))
-    if not hosts and not faults:
-        faults.append(ConfigFault(file=file, key="", problem="has no hosts", remedy="name one"))
     if faults:
         raise ConfigError(faults)
+    if not hosts:
+        raise ConfigError.of(file, "has no hosts", "name one")
     return hosts

@@ -43,20 +43,14 @@ def picture(text: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> None:
-    title, drawn = _from_history(options) if options.trace is None else _from_trace(options.trace)
+    if options.trace is None:
+        title, drawn = options.connect or "KSM", read_history(options, seconds=options.last or DAY_S)
+    else:
+        title, drawn = options.trace, excerpt_of(parse_lines(read_trace(options.trace), options.trace))
     draw(drawn.samples, drawn.events, title, options.output)
     samples, events = len(drawn.samples), len(drawn.events)
     values = {"output": str(options.output), "samples": samples, "events": events}
     print_result(options, values, [("", "Drawn", f"{options.output}: {samples} samples, {events} events")])
-
-
-def _from_history(options: argparse.Namespace) -> tuple[str, Excerpt]:
-    last_s = DAY_S if options.last is None else options.last
-    return options.connect or "KSM", read_history(options, seconds=last_s)
-
-
-def _from_trace(name: str) -> tuple[str, Excerpt]:
-    return name, excerpt_of(parse_lines(read_trace(name), name))
 
 
 def excerpt_of(lines: Iterable[Line | Torn]) -> Excerpt:

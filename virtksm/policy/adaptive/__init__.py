@@ -30,7 +30,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import account
-from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, UNSEEN, add, changing, known_kib, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, UNSEEN, add, known_kib, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
     begin_full_scan,
@@ -54,7 +54,6 @@ from virtksm.policy.adaptive.worth import (
     full_scan_cost_s,
     is_due,
     learn,
-    of_changed,
     seconds_to_wait,
 )
 from virtksm.text import format_kib
@@ -185,8 +184,7 @@ class AdaptivePolicy:
         if state.rewriters:
             would = "would be" if self.only_observes else "are"
             text += f"; guests that {would} out for a day, as they rewrite what merges: {len(state.rewriters)}"
-        shares, rates = expect(snapshot, state), changing(snapshot, state)
-        changed = {key: backlog.changed.get(key, 0.0) or rate for key, (rate, _) in rates.items()}
+        shares = expect(snapshot, state)
         numbers: dict[str, Number] = {
             "memory_kib": total_kib(snapshot, state),
             "settling_kib": backlog.settling_kib,
@@ -199,7 +197,7 @@ class AdaptivePolicy:
             "changed_kib": int(backlog.changed_kib),
             "merge_ratio": round(shares.ratio(state.guests_kib), 3),
             "expected_ratio": round(expect_of_backlog(shares, backlog)[0], 3),
-            "changed_ratio": round(shares.ratio(of_changed(changed), CHANGED), 4),
+            "changed_ratio": round(shares.ratio(backlog.changed, CHANGED), 4),
             "more_full_scans": state.scans.more,
             "pressure": round(need.pressure, 3),
             "cpu_budget_percent": round(100 * cpu_share(snapshot, self.params, need.pressure), 1),
@@ -236,12 +234,9 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     scans, backlog = state.scans, state.backlog
     if scans.current is None:
         return state
-    new, changed = {}, {}
-    for key, kib in scans.current.scanning.items():
-        if key.startswith(CHANGED):
-            changed[key.removeprefix(CHANGED)] = kib
-        else:
-            new[key] = int(kib)
+    scanning = scans.current.scanning
+    new = {key: int(kib) for key, kib in scanning.items() if not key.startswith(CHANGED)}
+    changed = {key: kib for key, kib in scanning.items() if key.startswith(CHANGED)}
     return replace(
         state,
         backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
@@ -252,7 +247,7 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
     scans = state.scans
-    scanned = {**(scans.current.scanning if scans.current else {}), CHANGED + UNSEEN: 1.0}  # none of what nothing tells
+    scanned = {**(scans.current.scanning if scans.current else {}), UNSEEN: 1.0}  # none of what nothing tells
     return replace(
         state,
         backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),

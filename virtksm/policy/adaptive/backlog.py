@@ -13,9 +13,8 @@ from collections.abc import Collection, Mapping
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import (
     CHANGED,
+    OF_NONE,
     OTHER_PROCESSES,
-    REWRITTEN,
-    UNSEEN,
     age_changed,
     known_kib,
     total_kib,
@@ -95,7 +94,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         unmapped_kib=snapshot.ksm.unmapped_kib,
         backlog=Backlog(
             settling=settling,
-            new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib and key in all_kib},
+            new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib > 0 and key in all_kib},
             scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
@@ -111,7 +110,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 
 def _within(scanning: Mapping[str, float], here: Collection[str]) -> Mapping[str, float]:
     """Return what is being scanned without what has stopped."""
-    here = {*here, REWRITTEN, UNSEEN}
+    here = {*here, *OF_NONE}
     return {key: kib for key, kib in scanning.items() if key.removeprefix(CHANGED) in here}
 
 

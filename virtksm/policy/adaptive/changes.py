@@ -14,12 +14,14 @@ from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState
 OTHER_PROCESSES = "other_processes"
 """The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
 the same nothing is added to the backlog."""
-UNSEEN = "unseen"
-"""The key of memory that is no known process's."""
-REWRITTEN = "rewritten"
-"""The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
 CHANGED = "changed "
-"""What begins the key of a process's changed memory among others'."""
+"""What begins the key of a process's changed memory."""
+UNSEEN = CHANGED + "unseen"
+"""The key of memory that is no known process's."""
+REWRITTEN = CHANGED + "rewritten"
+"""The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
+OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
+"""What stands there for a process."""
 BLIND_S = 24 * 3600.0
 """Memory that nobody measures is assumed to change once in so long (chosen)."""
 UNSEEN_SHARE = 1 / 64
@@ -56,9 +58,9 @@ def age_changed(
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:
     """Return by key how many KiB a process writes to in a second, and how many it has."""
     lone = lone_share(snapshot, state)
-    found = {key: (kib * lone / BLIND_S, kib) for key, kib in state.guests_kib.items()}
+    found = {CHANGED + key: (kib * lone / BLIND_S, kib) for key, kib in state.guests_kib.items()}
     for guest in snapshot.guests:
-        if guest.dirty_kib_per_s is not None and (one := found.get(key := guest.key)) is not None:
+        if guest.dirty_kib_per_s is not None and (one := found.get(key := CHANGED + guest.key)) is not None:
             found[key] = guest.dirty_kib_per_s, one[1]
     unseen_kib = unseen_of_kib(snapshot, state)
     return found | {UNSEEN: (unseen_kib * lone / BLIND_S, unseen_kib)} if unseen_kib else found

@@ -24,7 +24,6 @@ from virtksm.policy.adaptive.worth import (
     is_due,
     is_second_due,
     learn,
-    of_changed,
 )
 from virtksm.values import replace
 
@@ -90,7 +89,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
-        scanning |= of_changed(backlog.changed) if scans.is_check else {}
+        scanning |= backlog.changed if scans.is_check else {}
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),

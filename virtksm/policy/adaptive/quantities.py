@@ -10,7 +10,7 @@ from virtksm.model.snapshot import Guest, Snapshot
 from virtksm.policy.adaptive.changes import CHANGED, add, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
 from virtksm.policy.adaptive.state import AdaptiveState, Ratio
-from virtksm.policy.adaptive.worth import expect, of_changed
+from virtksm.policy.adaptive.worth import expect
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
 
@@ -100,7 +100,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     backlog, shares = state.backlog, expect(snapshot, state)
     rates = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     waiting = add(backlog.new, backlog.scanned_once)
-    waiting |= of_changed({key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()})
+    waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
     gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
     learned = replace(
         state.learned,
@@ -125,5 +125,5 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     )
     their_rates = gather(rates)
     one = replace(one, shared_kib=max(snapshot.committed_kib - held_kib.get(one.key, 0), 0))
-    guests = (replace(guest, dirty_kib_per_s=their_rates.get(guest.key, 0.0)) for guest in (one, unread))
+    guests = (replace(guest, dirty_kib_per_s=their_rates.get(CHANGED + guest.key, 0.0)) for guest in (one, unread))
     return replace(snapshot, guests=tuple(guests)), state

@@ -155,9 +155,9 @@ class Learned(NamedTuple):
     ratios: Mapping[str, Ratio] = EMPTY
     """By worth.py's keys."""
     pair: Mapping[str, float] = EMPTY
-    """What the last pair of full scans was for, by the same keys, apart from images."""
-    of_images: Mapping[str, float] = EMPTY
-    """What of that was of images."""
+    """What the last pair of full scans was for, by the same keys; what is of an image by that, too."""
+    expected_kib: float = 0.0
+    """What it was expected to merge."""
     merged_kib: int = 0
     """What it has merged."""
     rewritten_kib: int = 0

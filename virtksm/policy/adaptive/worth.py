@@ -12,7 +12,7 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 from virtksm.model.snapshot import IMAGE, Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, add, changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
@@ -68,8 +68,8 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
     shares = expect(snapshot, state)
     ratio, _ = expect_of_backlog(shares, backlog)
-    changed_gain_kib = shares.gain_kib(of_changed(backlog.changed))
-    more_gain_kib_per_s = shares.gain_kib(of_changed(more_kib_per_s))
+    changed_gain_kib = shares.gain_kib(backlog.changed)
+    more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
@@ -115,22 +115,26 @@ class Shares(NamedTuple):
     """What share of memory is expected to merge and to last: by key, as learned, and the image of each guest.
 
     The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
-    merges pays for itself. One of which nothing is known goes by its image. `lasting` of the last that merged lasts.
+    merges pays for itself. New memory of one of which nothing is known goes by its image.
     """
 
-    ratios: Mapping[str, Ratio]
+    learned: Learned
     images: Mapping[str, str]
-    lasting: float
 
     def of(self, key: str) -> float:
-        known = self.ratios.get(key) or self.ratios.get(self.images.get(key, ""))
+        name = key if key in self.learned.ratios else self.images.get(key, "")
+        known = ratio_of(self.learned, name)
         if known is not None:
             return known.share
-        return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
+        if not key.startswith(CHANGED):
+            return FIRST_MERGE_RATIO
+        # As much less as of all that is saved was rewritten soon.
+        saved_kib, rewritten_kib = self.learned.saved_kib, self.learned.rewritten_kib
+        return FIRST_CHANGED_RATIO * max(1 - rewritten_kib / max(saved_kib, rewritten_kib, 1), 1 / MAX_FALL)
 
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
-        return sum(kib * self.of(key) for key, kib in kib_by_key.items())
+        return sum(kib * self.of(key) for key, kib in kib_by_key.items() if kib)
 
     def ratio(self, kib_by_key: Mapping[str, float], of_none: str = "") -> float:
         """Return what share of it that is; where there is none, that of the key `of_none`."""
@@ -141,7 +145,7 @@ class Shares(NamedTuple):
 def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
     """Return what is expected now."""
     images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
-    return shares_of(state.learned, images)
+    return Shares(state.learned, images)
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
@@ -149,9 +153,9 @@ def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
     parts = {**add(backlog.new, backlog.scanned_once), "": backlog.exited_kib}
     most = max(parts, key=lambda key: parts[key])
     source = "as is assumed at first"
-    if most in shares.ratios:
+    if most in shares.learned.ratios:
         source = "as its last backlogs did"
-    elif shares.images.get(most) in shares.ratios:
+    elif shares.images.get(most) in shares.learned.ratios:
         source = "as earlier guests of the image did"
     return max(shares.ratio(parts), MIN_MERGE_RATIO), source
 
@@ -166,14 +170,19 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
     for key, kib in pair.items():
         if running[image := shares.images.get(key, "")] > 1:
             of_images[image] = of_images.get(image, 0.0) + kib
-    newest = [key for key in shares.ratios if key.startswith(IMAGE)][-MAX_IMAGES:]
-    known = {*state.guests_kib, REWRITTEN, UNSEEN, *newest}
-    ratios = {**{key: Ratio(shares.of(key), 0.0) for key in {**pair, **of_images}}, **shares.ratios}
+    scanned = {**pair, **of_images}
+    ratios = {key: ratio_of(shares.learned, key) or one for key, one in shares.learned.ratios.items()}
+    newest = {key: ratios.get(key) or Ratio(shares.of(key), 0.0) for key in scanned}
+    older = [key for key in ratios if key.startswith(IMAGE) and key not in newest][-MAX_IMAGES:]
+    known = {*state.guests_kib, *OF_NONE, *older}
     return replace(
         state.learned,
-        ratios={key: one for key, one in ratios.items() if key.removeprefix(CHANGED) in known or key in of_images},
-        pair=pair,
-        of_images=of_images,
+        ratios={
+            **{key: one for key, one in ratios.items() if key.removeprefix(CHANGED) in known and key not in newest},
+            **newest,
+        },
+        pair=scanned,
+        expected_kib=shares.gain_kib(pair),
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten_kib=0,
@@ -181,22 +190,14 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
     )
 
 
-def shares_of(learned: Learned, images: Mapping[str, str]) -> Shares:
-    """Return what has merged and lasted, the last pair of full scans included.
+def ratio_of(learned: Learned, key: str) -> Ratio | None:
+    """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
     """
-    ratios, rewritten_kib = dict(learned.ratios), learned.rewritten_kib
-    expected = sum(kib * ratios[key].share for key, kib in learned.pair.items() if key in ratios)
-    times = max(learned.merged_kib - rewritten_kib, 0) / (expected or inf)
-    for key, kib in {**learned.pair, **learned.of_images}.items():
-        before = ratios.pop(key, None) or Ratio(0.0, 0.0)  # to be the newest
-        share = before.share + (min(before.share * times, 1.0) - before.share) * kib / (kib + before.kib)
-        ratios[key] = Ratio(share=max(share, before.share / MAX_FALL), kib=(kib + before.kib) / 2)
-    lasting = 1 - rewritten_kib / max(learned.saved_kib, rewritten_kib, 1)
-    return Shares(ratios, images, max(lasting, 1 / MAX_FALL))
-
-
-def of_changed(kib_by_key: Mapping[str, float]) -> Mapping[str, float]:
-    """Return changed memory by the keys by which it is learned what merges of it."""
-    return {CHANGED + key: kib for key, kib in kib_by_key.items()}
+    before, kib = learned.ratios.get(key), learned.pair.get(key)
+    if before is None or not kib:
+        return before
+    times = max(learned.merged_kib - learned.rewritten_kib, 0) / (learned.expected_kib or inf)
+    share = before.share + (min(before.share * times, 1.0) - before.share) * kib / (kib + before.kib)
+    return Ratio(share=max(share, before.share / MAX_FALL), kib=(kib + before.kib) / 2)
