@@ -64,8 +64,7 @@ def make_cycle(
 
     `facts` lets an agent keep the processes it found from one connection to the next.
     """
-    from virtksm.host.clock import boottime_s
-    from virtksm.host.local_facts import ProcFacts
+    from virtksm.host.local_facts import ProcFacts, boottime_s
     from virtksm.policy import make_policy
     from virtksm.store.state import StateFile
     from virtksm.tuning.cycle import Cycle, Tenure

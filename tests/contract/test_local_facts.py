@@ -14,8 +14,7 @@ import pytest
 from tests.fakes import FakeFacts
 from virtksm.guests.ports import GuestFacts
 from virtksm.guests.process import GuestProcess, ProcessKsm
-from virtksm.host.clock import boottime_s
-from virtksm.host.local_facts import ProcFacts
+from virtksm.host.local_facts import ProcFacts, boottime_s
 from virtksm.model.snapshot import Guest, MergedReading
 
 

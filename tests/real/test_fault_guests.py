@@ -16,9 +16,8 @@ from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
 from virtksm.config.load import load
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import open_host
-from virtksm.host.local_facts import ProcFacts
+from virtksm.host.local_facts import ProcFacts, boottime_s
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import Outcome
 from virtksm.paths import RuntimePaths

@@ -14,8 +14,7 @@ from tests.lab.fixtures import GuestFactory, tiny
 from tests.lab.lock_holder import HoldLock
 from tests.lab.nobody import NOBODY
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory
-from virtksm.host.clock import boottime_s
-from virtksm.host.local_facts import ProcFacts
+from virtksm.host.local_facts import ProcFacts, boottime_s
 from virtksm.model.snapshot import Guest
 
 pytestmark = pytest.mark.real

@@ -17,8 +17,7 @@ from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFa
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.cli.nodes import change_here
-from virtksm.host.clock import boottime_s
-from virtksm.host.local_facts import ProcFacts
+from virtksm.host.local_facts import ProcFacts, boottime_s
 
 pytestmark = pytest.mark.real
 

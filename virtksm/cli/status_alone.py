@@ -10,9 +10,8 @@ from virtksm import __version__
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.host.bounded import BoundedCalls
-from virtksm.host.clock import boottime_s
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
-from virtksm.host.local_facts import ProcFacts
+from virtksm.host.local_facts import ProcFacts, boottime_s
 from virtksm.host.systemd import libvirt_hangs
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot

@@ -44,8 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Unmerge, or check; returns the exit code: FAILED where it does not fit. Raises VirtksmError."""
-    from virtksm.host.clock import boottime_s
-    from virtksm.host.local_facts import ProcFacts
+    from virtksm.host.local_facts import ProcFacts, boottime_s
     from virtksm.host.systemd import has_unit
 
     require_this_machine(options)

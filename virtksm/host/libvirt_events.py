@@ -148,21 +148,17 @@ class Subscription:
         Closes the connection and raises LibvirtUnreachable when it breaks meanwhile. Keepalive gives a connection up
         after one unanswered message (its transport loses none); drivers without a daemon refuse it, and need none.
         """
+        connection = self._connection
         try:
-            self._register(self._connection, keepalive_s)
+            connection.registerCloseCallback(self._on_close, None)
+            for event_id in EVENTS:
+                self._callbacks.append(connection.domainEventRegisterAny(None, event_id, self._on_event, event_id))
+            connection.setKeepAlive(keepalive_s, 1)  # last, as it may be refused
         except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT and len(self._callbacks) == len(EVENTS):
+                return
             self.close()
             raise LibvirtUnreachable(f"registering for events: {error.get_error_message()}") from error
-
-    def _register(self, connection: libvirt.virConnect, keepalive_s: int) -> None:
-        connection.registerCloseCallback(self._on_close, None)
-        for event_id in EVENTS:
-            self._callbacks.append(connection.domainEventRegisterAny(None, event_id, self._on_event, event_id))
-        try:
-            connection.setKeepAlive(keepalive_s, 1)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise
 
     def close(self) -> None:
         """Take the callbacks back and close the connection; a dead connection may refuse, which changes nothing."""

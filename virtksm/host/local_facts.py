@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from itertools import starmap
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +18,6 @@ import psutil
 
 from virtksm.errors import SensingFailed, reason_of
 from virtksm.host.bounded import Wait
-from virtksm.host.clock import boottime_s
 from virtksm.host.guest_processes import QEMU_HOME, GuestSearch
 from virtksm.host.memory_limits import SYS_CGROUP, SYS_NODE, MemoryLimits, read_node_kib
 from virtksm.host.proc_files import (
@@ -55,6 +55,11 @@ KSMD_AGAIN_S = 60.0
 """Between two searches for a ksmd that was not found: /proc may show more by then, or less (containers)."""
 MAX_HANGS = 5
 """Hanging processes that a command waits for before it goes on without the rest."""
+
+
+def boottime_s() -> float:
+    """Return the clock of snapshots: seconds since boot, suspended time included, which never step."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class ProcFacts:
