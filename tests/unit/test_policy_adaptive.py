@@ -43,7 +43,7 @@ from virtksm.policy.adaptive.worth import (
     MAX_FALL,
     MAX_IMAGES,
     MIN_WAIT_S,
-    Shares,
+    expect,
     learn,
     seconds_to_wait,
 )
@@ -119,7 +119,7 @@ def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
 
 def share(learned: Learned, key: str = "a/1", image: str = "") -> float:
     """What share is expected of a process's memory."""
-    return Shares(learned, {key: image}).of(key)
+    return replace(expect(snap(0), AdaptiveState(learned=learned)), images={key: image}).of(key)
 
 
 def in_full_scan() -> tuple[Decision, AdaptiveState]:

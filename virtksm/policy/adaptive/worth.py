@@ -115,22 +115,19 @@ class Shares(NamedTuple):
     """What share of memory is expected to merge and to last: by key, as learned, and the image of each guest.
 
     The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
-    merges pays for itself. New memory of one of which nothing is known goes by its image.
+    merges pays for itself. New memory of one of which nothing is known goes by its image. `lasting` is the share of all
+    that is saved which was not rewritten soon.
     """
 
     learned: Learned
     images: Mapping[str, str]
+    lasting: float
 
     def of(self, key: str) -> float:
-        name = key if key in self.learned.ratios else self.images.get(key, "")
-        known = ratio_of(self.learned, name)
+        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
         if known is not None:
             return known.share
-        if not key.startswith(CHANGED):
-            return FIRST_MERGE_RATIO
-        # As much less as of all that is saved was rewritten soon.
-        saved_kib, rewritten_kib = self.learned.saved_kib, self.learned.rewritten_kib
-        return FIRST_CHANGED_RATIO * max(1 - rewritten_kib / max(saved_kib, rewritten_kib, 1), 1 / MAX_FALL)
+        return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
@@ -145,7 +142,9 @@ class Shares(NamedTuple):
 def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
     """Return what is expected now."""
     images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
-    return Shares(state.learned, images)
+    learned = state.learned
+    lasting = 1 - learned.rewritten_kib / max(learned.saved_kib, learned.rewritten_kib, 1)
+    return Shares(learned, images, max(lasting, 1 / MAX_FALL))
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
