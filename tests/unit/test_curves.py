@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import SAMPLE
-from virtksm.history.curves import GAP_S, Point, as_curves, corners, cpu_shares, pieces
+from virtksm.history.curves import GAP_S, Point, as_curves, cpu_shares, pieces
 from virtksm.values import replace
 
 STEP_S = 10.0
@@ -25,14 +25,6 @@ def test_a_curve_breaks_where_nobody_looked_and_where_the_clock_was_set_back(
 ) -> None:
     found = pieces([replace(SAMPLE, at_s=at_s) for at_s in times])
     assert [tuple(sample.at_s for sample in piece) for piece in found] == expected
-
-
-def test_corners_leave_out_the_middle_of_what_is_level_and_keep_both_sides_of_every_step() -> None:
-    values = [1, 1, 1, 1, 5, 5, 5, 2]
-    piece = [replace(SAMPLE, at_s=number * STEP_S, saved_kib=value) for number, value in enumerate(values)]
-    kept = [int(sample.at_s / STEP_S) for sample in corners(piece, "saved_kib")]
-    assert kept == [0, 3, 4, 6, 7]
-    assert list(corners(piece, "saved_kib", "at_s")) == piece
 
 
 @pytest.mark.parametrize(

@@ -37,15 +37,6 @@ def pieces(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
         yield tuple(piece)
 
 
-def corners(piece: Sequence[Sample], *names: str) -> Iterator[Sample]:
-    """Leave out samples between two that are their equals in the fields `names`: the curve through them is the same."""
-    for number, sample in enumerate(piece):
-        beside = (piece[max(number - 1, 0)], piece[min(number + 1, len(piece) - 1)])
-        is_end = number in (0, len(piece) - 1)
-        if is_end or any(getattr(one, name) != getattr(sample, name) for one in beside for name in names):
-            yield sample
-
-
 def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
     """Return ksmd's CPU over `width_s` seconds at a time, longer where samples are further apart.
 

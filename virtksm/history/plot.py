@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtksm.errors import VirtksmError
-from virtksm.history.curves import corners, cpu_shares, pieces
+from virtksm.history.curves import cpu_shares, pieces
 from virtksm.history.samples import GuestEvent, Sample
 from virtksm.text import printable
 
@@ -98,9 +98,8 @@ def _draw_saved(axes: Axes, samples: Sequence[Sample]) -> None:
     known = [sample for sample in samples if sample.saved_kib is not None]
     unit, kib = _size(max((sample.saved_kib or 0 for sample in known), default=0))
     for piece in pieces(known):
-        shown = list(corners(piece, "saved_kib"))
-        at = [_moment(sample.at_s) for sample in shown]
-        values = [(sample.saved_kib or 0) / kib for sample in shown]
+        at = [_moment(sample.at_s) for sample in piece]
+        values = [(sample.saved_kib or 0) / kib for sample in piece]
         axes.fill_between(at, values, color=SAVED, alpha=0.3, linewidth=0)
         axes.plot(at, values, color=SAVED)
     axes.set_ylabel(f"saved memory, {unit}")
@@ -118,9 +117,8 @@ def _draw_cpu(axes: Axes, samples: Sequence[Sample], width_s: float) -> None:
 
 def _draw_steps(axes: Axes, samples: Sequence[Sample], name: str, colour: str, label: str | None = None) -> None:
     for number, piece in enumerate(pieces(samples)):
-        shown = list(corners(piece, name))
-        at = [_moment(sample.at_s) for sample in shown]
-        values = [nan if (value := getattr(sample, name)) is None else value for sample in shown]
+        at = [_moment(sample.at_s) for sample in piece]
+        values = [nan if (value := getattr(sample, name)) is None else value for sample in piece]
         axes.step(at, values, where="post", color=colour, label=label if number == 0 else None)
 
 
