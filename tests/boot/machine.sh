@@ -4,8 +4,8 @@ source tests/boot/root.sh
 
 vm=$PWD/build/vm
 # A kernel, the Debian that it is of, and that of the userland: Debian 11's Python and libvirt are too old.
-declare -A suites=([6.1]=bookworm [6.12]=trixie)
-declare -A userlands=([6.1]=bookworm [6.12]=trixie)
+declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
+declare -A userlands=([5.10]=bookworm [6.1]=bookworm [6.12]=trixie)
 # Machines that have more, with Linux 6.1: QEMU's options. Their claims are tests/boot/NAME.py.
 declare -A machines=(
     [numa]="-m 2048,slots=1,maxmem=4G
