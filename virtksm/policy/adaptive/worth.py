@@ -34,14 +34,14 @@ SETTLED_WAIT_S = 4.0
 """How long a settled backlog waits on average: guests seldom start alone (chosen)."""
 FIRST_MERGE_RATIO = 0.5
 """The merge ratio that is assumed before any is learned (chosen)."""
+FIRST_CHANGED_RATIO = 0.2
+"""The same of memory that has changed in place (chosen)."""
+MIN_MERGE_RATIO = 0.05
+"""The least merge ratio expected of a backlog, so that something is scanned to learn from (chosen)."""
 MIN_SHARE = 1 / 1024
-"""The least share that is learned of any memory, so that it can rise again (chosen)."""
+"""The least merge ratio that is learned of any memory, so that it can rise again (chosen)."""
 MAX_IMAGES = 32
 """Number of images whose merge ratio is kept, the newest (chosen)."""
-FIRST_CHANGED_RATIO = 0.2
-"""The same of what may have changed in place (chosen)."""
-MIN_MERGE_RATIO = 0.05
-"""The least merge ratio expected, so that something is scanned to learn from (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
