@@ -40,8 +40,8 @@ from virtksm.policy.adaptive.state import (
 from virtksm.policy.adaptive.worth import (
     FIRST_MERGE_RATIO,
     LATEST_S,
-    MAX_FALL,
     MAX_IMAGES,
+    MIN_SHARE,
     MIN_WAIT_S,
     expect,
     learn,
@@ -468,7 +468,7 @@ def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first
     assert "image-0" not in images
 
 
-@pytest.mark.parametrize(("merged_kib", "ratio"), [(0, 0.5 / MAX_FALL), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
+@pytest.mark.parametrize(("merged_kib", "ratio"), [(0, MIN_SHARE), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
 def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float) -> None:
     assert share(scanned_once(merged_kib, pair_left=1).learned) == ratio
 
@@ -1054,7 +1054,7 @@ def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_a
     waits_s = [later - sooner for sooner, later in pairwise(began)]
     assert began[0] < 3600
     assert waits_s == sorted(waits_s, key=round)
-    assert waits_s[-1] == pytest.approx(LATEST_S, rel=0.01)
+    assert LATEST_S / 2 < waits_s[-1] < LATEST_S * 1.01
 
 
 def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog() -> None:
@@ -1179,7 +1179,7 @@ SAID = {
     ],
     "stalled": ["begins a full scan in 4 s, if nothing else changes"],
     "empty": [
-        "begins a check scan in 11035 s, if nothing else changes",
+        "begins a check scan in 14401 s, if nothing else changes",
         "plans a full scan after 8.0 MiB of new guest memory",
     ],
 }

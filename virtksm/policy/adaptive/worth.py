@@ -34,20 +34,20 @@ SETTLED_WAIT_S = 4.0
 """How long a settled backlog waits on average: guests seldom start alone (chosen)."""
 FIRST_MERGE_RATIO = 0.5
 """The merge ratio that is assumed before any is learned (chosen)."""
+FIRST_CHANGED_RATIO = 0.2
+"""The same of memory that has changed in place (chosen)."""
+MIN_MERGE_RATIO = 0.05
+"""The least merge ratio expected of a backlog, so that something is scanned to learn from (chosen)."""
+MIN_SHARE = 1 / 1024
+"""The least merge ratio that is learned of any memory, so that it can rise again (chosen)."""
 MAX_IMAGES = 32
 """Number of images whose merge ratio is kept, the newest (chosen)."""
-FIRST_CHANGED_RATIO = 0.2
-"""The same of what may have changed in place (chosen)."""
-MIN_MERGE_RATIO = 0.05
-"""The least merge ratio expected, so that something is scanned to learn from (chosen)."""
 CHECK_COST = 3.0
 """A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
 CHANGING_S = 300.0
 """No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
-MAX_FALL = 64
-"""What one vain pair of full scans divides a share by, at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -144,7 +144,7 @@ def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
     images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
     learned = state.learned
     lasting = 1 - learned.rewritten_kib / max(learned.saved_kib, learned.rewritten_kib, 1)
-    return Shares(learned, images, max(lasting, 1 / MAX_FALL))
+    return Shares(learned, images, lasting)
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
@@ -199,4 +199,4 @@ def ratio_of(learned: Learned, key: str) -> Ratio | None:
         return before
     times = max(learned.merged_kib - learned.rewritten_kib, 0) / (learned.expected_kib or inf)
     share = before.share + (min(before.share * times, 1.0) - before.share) * kib / (kib + before.kib)
-    return Ratio(share=max(share, before.share / MAX_FALL), kib=(kib + before.kib) / 2)
+    return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) / 2)
