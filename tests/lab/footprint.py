@@ -22,11 +22,11 @@ CALM_READINGS = 5
 class Footprint:
     """A process at a moment. `held`: what its descriptors lead to, sorted; sockets and pipes without their numbers.
 
-    `guests`: how many guests' statm an agent keeps open, which are not in `held`.
+    `processes`: how many processes' statm an agent keeps open, guests' and ksmd's, which are not in `held`.
     """
 
     held: tuple[str, ...]
-    guests: int
+    processes: int
     threads: int
     rss_kib: int
 
@@ -43,7 +43,7 @@ def read_footprint(pid: int) -> Footprint:
     others = tuple(one for one in held if not re.fullmatch(r"/proc/\d+/statm", one))
     return Footprint(
         held=others,
-        guests=len(held) - len(others),
+        processes=len(held) - len(others),
         threads=count_threads(pid),
         rss_kib=int(rss_kib),
     )
