@@ -29,25 +29,25 @@ PRICES: Mapping[Growth, float] = {
 }
 """What saving the whole memory for a second is worth, in ksmd-seconds, by growth (chosen)."""
 PRESSING = 9.0
-"""How much more waiting costs when no memory is available: so many times, in addition (chosen)."""
+"""Waiting costs so many times more, in addition, when no memory is available (chosen)."""
 SETTLED_WAIT_S = 4.0
-"""How long a settled backlog waits on average: guests seldom start alone (chosen)."""
+"""How long a settled backlog waits on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
-"""The merge ratio that is assumed before any is learned (chosen)."""
+"""The merge ratio assumed before any is learned (chosen)."""
 MAX_IMAGES = 32
-"""Number of images whose merge ratio is kept, the newest (chosen)."""
+"""The merge ratios of so many images, the newest, are kept (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of what may have changed in place (chosen)."""
 MIN_MERGE_RATIO = 0.05
-"""The least merge ratio expected, so that something is scanned to learn from (chosen)."""
+"""The least merge ratio expected, to go on learning (chosen)."""
 CHECK_COST = 3.0
-"""A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
+"""A check scan costs so many full scans (chosen)."""
 CHANGING_S = 300.0
 """No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
+"""A check scan begins after so long at the latest, or so many times a full scan's cost (chosen)."""
 MAX_FALL = 64
-"""What one vain pair of full scans divides a share by, at most (chosen)."""
+"""One vain pair of full scans divides a share by so much at most (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
