@@ -23,14 +23,13 @@ from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
 
 MEASURE_S = 60
-"""Seconds between the two samples: libvirt's longest. What changes more often counts once."""
+"""Between the two samples: libvirt's longest."""
 PACE_S = 0.5
-"""From one guest's turn to the next guest's: up to 122 guests are measured without a pause (chosen)."""
+"""From one guest's turn to the next guest's (chosen)."""
 RETRY_S = 600.0
 """When a measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang at once beside the one that is out: with five, libvirtd reads no more of a client
-(max_client_requests; chosen)."""
+"""Calls that may hang beside the one that is out: with five, libvirtd reads no more of a client (chosen)."""
 
 
 def turn_every_s(guests: int) -> float:

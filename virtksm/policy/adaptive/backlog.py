@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared,
 from virtksm.values import replace
 
 PAYS_COST = 300.0
-"""What has merged pays when it lasts so many times the cost of a full scan (chosen)."""
+"""What has merged pays if it lasts so many times a full scan's cost (chosen)."""
 
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:

@@ -23,9 +23,9 @@ REWRITTEN = CHANGED + "rewritten"
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
-"""Memory that nobody measures is assumed to change once in so long (chosen)."""
+"""Unmeasured memory is assumed to change once in so long (chosen)."""
 UNSEEN_SHARE = 1 / 64
-"""Share of the host's memory that unseen other processes are assumed to hold (chosen)."""
+"""The assumed share of unseen other processes in the host's memory (chosen)."""
 
 
 def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, float]:

@@ -9,18 +9,17 @@ from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
 from virtksm.values import replace
 
 RECENT_S = 0.9
-"""How fast memory appears is judged by the last so many seconds, two passes (chosen)."""
+"""How fast memory appears is judged by the last so many seconds (chosen)."""
 BURST_S = 120.0
-"""Memory that would double so soon is in a burst: one full scan will cover it (chosen)."""
+"""Memory that would double so soon is in a burst (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
-"""While memory would double within LULL_S, a burst goes on for LULL_SHARE of its length: guests fill in fits
-(measured)."""
+"""While memory would double within LULL_S, a burst goes on for LULL_SHARE of its length (measured)."""
 LULL_RECENT_S = RECENT_S / 2
 """RECENT_S in a lull: one pass (chosen)."""
 STEADY_S = 40.0
 """A backlog that would double so soon is still growing (chosen)."""
 PATIENCE = 1.05
-"""The next guest of a series of starts is awaited for so many times its longest interval (chosen)."""
+"""A series' next start is awaited for so many times its longest interval (chosen)."""
 MAX_INTERVAL_S = 15.0
 """Starts that are further apart are no series (chosen)."""
 

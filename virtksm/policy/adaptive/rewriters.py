@@ -22,9 +22,9 @@ from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
-"""A guest is taken out once it has lost what had merged so many times in a row (chosen)."""
+"""Rests in a row after which a rewriter is taken out (chosen)."""
 OUT_S = 24 * 3600.0
-"""For so long it is to be out; then it merges again, and is watched anew (chosen)."""
+"""For so long a rewriter is to be out (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:

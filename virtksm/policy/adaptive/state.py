@@ -12,7 +12,7 @@ from typing import NamedTuple
 from virtksm.values import EMPTY, build, dump
 
 DEFAULT_PAGE_COST_S = 7e-6
-"""ksmd's CPU time for a page of a first scan, until measured: 130,000-160,000 pages/s (measured)."""
+"""ksmd's CPU time for a page, until measured: 130,000-160,000 pages/s (measured)."""
 
 MAX = 2.0**100
 """Bounds a state's numbers: KiB times seconds are the largest."""

@@ -29,9 +29,9 @@ PRICES: Mapping[Growth, float] = {
 }
 """What saving the whole memory for a second is worth, in ksmd-seconds, by growth (chosen)."""
 PRESSING = 9.0
-"""How much more waiting costs when no memory is available: so many times, in addition (chosen)."""
+"""Waiting costs so many times more, in addition, when no memory is available (chosen)."""
 SETTLED_WAIT_S = 4.0
-"""How long a settled backlog waits on average: guests seldom start alone (chosen)."""
+"""How long a settled backlog waits on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
 """The merge ratio that is assumed before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
@@ -43,7 +43,7 @@ MIN_SHARE = 1 / 1024
 MAX_IMAGES = 32
 """Number of images whose merge ratio is kept, the newest (chosen)."""
 CHECK_COST = 3.0
-"""A check scan costs so many full scans: smart_scan visits old pages in few (chosen)."""
+"""A check scan costs so many full scans (chosen)."""
 CHANGING_S = 300.0
 """No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
