@@ -4,8 +4,8 @@ source tests/boot/root.sh
 
 vm=$PWD/build/vm
 # A kernel, the Debian that it is of, and that of the userland: Debian 11's Python and libvirt are too old.
-declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
-declare -A userlands=([5.10]=bookworm [6.1]=bookworm [6.12]=trixie)
+declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [sid]=sid)
+declare -A userlands=([5.10]=bookworm [6.1]=bookworm [6.12]=trixie [sid]=trixie)
 # Machines that have more, with Linux 6.1: QEMU's options. Their claims are tests/boot/NAME.py.
 declare -A machines=(
     [numa]="-m 2048,slots=1,maxmem=4G
@@ -13,6 +13,7 @@ declare -A machines=(
         -object memory-backend-ram,id=n1,size=1G,merge=off -numa node,nodeid=1,cpus=1,memdev=n1
         -object memory-backend-ram,id=plug,size=512M,merge=off
         -device virtio-mem-pci,memdev=plug,node=0,requested-size=256M"
+    [swap]="-m 1536"
 )
 # What the disk needs; ext4 is built into Debian's kernels for virtual machines, 9p is not there at all.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
