@@ -23,8 +23,9 @@ PAGES_PER_MIB = 256
 # virDomainCreateFlags in libvirt-domain.h, part of its ABI.
 _VIR_DOMAIN_START_PAUSED = 1
 
-_SETTLED = re.compile(r"^virtksm-guest: settled .*$", re.MULTILINE)
-_ERROR = re.compile(r"^virtksm-guest: error (.*)$", re.MULTILINE)
+_SETTLED = re.compile(r"^virtksm-guest: settled .*\n", re.MULTILINE)
+_ERROR = re.compile(r"^virtksm-guest: error (.*)\n", re.MULTILINE)
+"""Whole lines: a console may be read while the guest writes to it."""
 
 Domain_co = TypeVar("Domain_co", covariant=True)
 
