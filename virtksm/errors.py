@@ -125,7 +125,7 @@ class Cause(Enum):
 
 
 NUMA_HIDES_PAGES = (
-    "Linux 6.1 leaves pages merged, and counts them no more, that NUMA balancing has marked; on the host: "
+    "Linux 6.1 to 6.4 leaves pages merged, and counts them no more, that NUMA balancing has marked; on the host: "
     "sysctl kernel.numa_balancing=0, then start the guests anew"
 )
 REMEDIES: Mapping[Cause, str] = {

@@ -100,12 +100,14 @@ def test_what_the_kernel_offers_is_told_and_what_it_lacks_is_none(tmp_path: Path
     ("balancing", "release", "hides"),
     [
         ("1", "6.1.0-57-cloud-amd64", True),
+        ("1", "6.4.16-200.fc38.x86_64", True),
         ("0", "6.1.0-57-cloud-amd64", False),
         (None, "6.1.0-57-cloud-amd64", False),
         ("1", "6.12.118+deb13-amd64", False),
+        ("1", "6.5.0-1-amd64", False),
     ],
 )
-def test_linux_6_1_that_balances_numa_nodes_hides_pages(
+def test_linux_6_1_to_6_4_that_balances_numa_nodes_hides_pages(
     proc: FakeProc, facts: ProcFacts, balancing: str | None, release: str, hides: bool
 ) -> None:
     folder = proc.folder / "sys" / "kernel"

@@ -216,13 +216,14 @@ class ProcFacts:
         return None if text is None else parse_counter(text)
 
     def numa_balancing_hides_pages(self) -> bool:
-        """Tell whether this is Linux 6.1 and balances NUMA nodes: pages that it has marked stay merged, uncounted.
+        """Tell whether Linux 6.1 to 6.4 balances NUMA nodes here: pages that it has marked stay merged, uncounted.
 
-        There follow_page(), by which KSM looks for pages, finds none of them (mm/gup.c). Without NUMA it balances none.
+        There follow_page(), by which KSM looks for pages, finds none of them (mm/gup.c: since commit 474098edac26,
+        until d74943a2f3cd). Without NUMA it balances none.
         """
         folder = f"{psutil.PROCFS_PATH}/sys/kernel"
         balances = (read_small(f"{folder}/numa_balancing") or "0").strip() != "0"
-        return balances and (read_small(f"{folder}/osrelease") or "").startswith("6.1.")
+        return balances and (read_small(f"{folder}/osrelease") or "").startswith(("6.1.", "6.2.", "6.3.", "6.4."))
 
     def general_profit_bytes(self) -> int | None:
         text = read_small(f"{self._sys_ksm}/general_profit")
