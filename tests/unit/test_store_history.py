@@ -242,9 +242,10 @@ def plant(path: Path, statement: str) -> None:
 
 
 @pytest.mark.parametrize("statement", PLANTED)
-def test_other_tables_than_ours_are_never_queried(path: Path, statement: str) -> None:
+@pytest.mark.parametrize("deserializes", [True, False])
+def test_other_tables_than_ours_are_never_queried(path: Path, statement: str, *, deserializes: bool) -> None:
     plant(path, statement)
-    history = HistoryFile(str(path))
+    history = HistoryFile(str(path), deserializes=deserializes)
     for read in (lambda: history.samples(0), lambda: history.events(0), lambda: history.decisions(9)):
         with pytest.raises(StateUnusable, match="is no history of schema"):
             read()
@@ -276,6 +277,20 @@ def test_rows_that_share_their_pages_are_counted_each(path: Path, monkeypatch: p
     assert len(history.decisions(40)) == 40
     with pytest.raises(StateUnusable, match="holds more than"):
         history.decisions(60)
+
+
+def test_an_older_sqlite_reads_the_same_and_leaves_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full(path)
+    own = tmp_path / "tmp"
+    own.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    old, new = HistoryFile(str(path), deserializes=False), HistoryFile(str(path), deserializes=True)
+    assert old.samples(0) == new.samples(0) != ()
+    assert (old.events(0), old.decisions(100)) == (new.events(0), new.decisions(100))
+    assert list(own.iterdir()) == []
 
 
 def test_reading_takes_what_the_file_has_and_an_endless_one_is_not_read_whole(path: Path) -> None:

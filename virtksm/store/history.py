@@ -17,7 +17,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import quote
 
@@ -91,10 +91,14 @@ DELETE FROM decisions WHERE id <= (
 
 
 class HistoryFile:
-    """The History of one host, in the file `path`; only the owner of its folder may add."""
+    """The History of one host, in the file `path`; only the owner of its folder may add.
 
-    def __init__(self, path: str) -> None:
+    `deserializes` says whether SQLite can read bytes in memory: since 3.36, before that (EL 9) where it was built to.
+    """
+
+    def __init__(self, path: str, *, deserializes: bool = hasattr(sqlite3.Connection, "deserialize")) -> None:
         self.path = path
+        self._deserializes = deserializes
         self._is_sound = False
 
     def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
@@ -147,12 +151,7 @@ class HistoryFile:
             content = _read_whole(self.path)
             if content is None:
                 return []
-            with closing(sqlite3.connect(":memory:")) as database:  # bounded before it reads any of these bytes
-                database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
-                database.execute("PRAGMA trusted_schema = OFF")
-                database.execute("PRAGMA temp_store = MEMORY")
-                database.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}")
-                database.deserialize(content)
+            with self._copy(content) as database:
                 database.set_progress_handler(lambda: 1, MAX_STEPS)
                 if not _is_ours(database):
                     raise ValueError(f"is no history of schema {SCHEMA}")
@@ -164,6 +163,28 @@ class HistoryFile:
                         raise ValueError(f"holds more than {MAX_READ_BYTES} bytes")
                     rows.append(row)
                 return rows
+
+    @contextmanager
+    def _copy(self, content: bytes) -> Iterator[sqlite3.Connection]:
+        """Lend a database of these bytes, bounded before it reads any of them."""
+        if not self._deserializes:
+            import tempfile  # 1 MiB
+        with nullcontext() if self._deserializes else tempfile.TemporaryDirectory() as folder:
+            if folder is None:
+                opened = sqlite3.connect(":memory:")
+            else:  # no link of /proc to a memfd: SQLite resolves it, to a name that is none
+                path = f"{folder}/history"
+                with open(path, "xb") as file:
+                    file.write(content)
+                opened = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True)
+            with closing(opened) as database:
+                database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
+                database.execute("PRAGMA trusted_schema = OFF")
+                database.execute("PRAGMA temp_store = MEMORY")
+                database.execute(f"PRAGMA hard_heap_limit = {MAX_HEAP_BYTES}")
+                if folder is None:
+                    database.deserialize(content)
+                yield database
 
 
 def _prepare(path: str) -> None:
