@@ -57,7 +57,7 @@ class Bench:
 
     @property
     def is_due(self) -> bool:
-        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.hanging]
+        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.calls.hanging]
         return self.now_s >= max(min(due_s), self.dirty.retry_s) if due_s else False
 
     async def wait(self) -> None:

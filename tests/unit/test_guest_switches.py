@@ -12,10 +12,10 @@ import pytest
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
 from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
-from virtksm.agent.calls import BlockingCalls, Result
+from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import MAX_RETRY_S, RETRY_S, GuestSwitches, Here
+from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, Here
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
@@ -120,8 +120,7 @@ class Bench:
             changed=lambda: self.passes.append(frozenset(self.unmerged)),
             switched=lambda one, kind, why: self.switched.append((f"{kind} {one.name}", why)),
             clock=self.clock,
-            wall_clock=lambda: WALL_S,
-            calls=Impatient(self.monitors.hang),
+            calls=GuestCalls(MAX_HANGING, Impatient(self.monitors.hang)),
         )
         reader.learned = part.see
         part.connect(Here(self.choices, lambda: self.facts))
@@ -394,7 +393,7 @@ async def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_af
         assert (bench.sets, bench.exposed[-1]) == ([("tenant-b", False)], ("tenant-a",))
         bench.clock.now_s += MAX_RETRY_S
         await bench.settle()
-        assert len(bench.part.hanging) == 1, "it is not asked again meanwhile"
+        assert len(bench.part.calls.hanging) == 1, "it is not asked again meanwhile"
     finally:
         hang.set()
     await bench.part.seen.wait()
@@ -414,7 +413,7 @@ async def test_a_guest_that_hangs_and_then_fails_is_tried_again_as_one_that_fail
         hang.set()
     await bench.part.seen.wait()
     await bench.settle()
-    assert (bench.reported[-1], bench.part.hanging) == (("its monitor is busy", True), {})
+    assert (bench.reported[-1], bench.part.calls.hanging) == (("its monitor is busy", True), {})
     bench.monitors.refuses = None
     bench.clock.now_s += 2 * RETRY_S
     await bench.settle()
