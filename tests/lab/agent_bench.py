@@ -148,7 +148,7 @@ class Bench:
         await self.until(lambda: self.events("pass_completed") != [])
         async with asyncio.timeout(LONG_S):
             yield
-        self.agent.stop()
+        self.agent.passes.stop()
         self.code = await asyncio.wait_for(agents, LONG_S)
 
     def make_history(self, _uri: str, _config: Config) -> FakeHistory:
