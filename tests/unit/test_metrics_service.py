@@ -52,7 +52,7 @@ class Faulty:
 
     def agent(self) -> AgentFacts:
         known = moment(Tally(), None).agent
-        object.__setattr__(known, "version", object() if self.is_faulty else "1.2.3")
+        object.__setattr__(known, "policy", object() if self.is_faulty else "adaptive")
         return known
 
     def metrics(self) -> Metrics:
