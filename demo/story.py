@@ -71,7 +71,7 @@ class Story:
             thread[0].start()
 
         own = RuntimePaths(str(self.folder / "run"), str(self.folder / "state"))
-        code = serve(self.uri, CONFIG, own, lambda: CONFIG, started=started)
+        code = asyncio.run(serve(self.uri, CONFIG, own, lambda: CONFIG, started=started))
         self.over.set()
         if thread:
             thread[0].join(timeout=10)
