@@ -68,7 +68,7 @@ class LineQueue:
         self._is_terminal = target.isatty()
         self._descriptor = target.fileno()
         self._max_waiting = max_waiting
-        self._journal = journal
+        self.journal = journal
         self.is_for_entries = False
         """Whether what comes next are entries of the journal."""
         self._lines: deque[tuple[bytes, bool]] = deque()
@@ -77,10 +77,6 @@ class LineQueue:
         self.dropped = 0
         self._changed = threading.Condition()
         threading.Thread(target=self._hand_over, name="log", daemon=True).start()
-
-    @property
-    def has_journal(self) -> bool:
-        return os.access(self._journal, os.F_OK)
 
     def write(self, text: str) -> None:
         """Take one or more whole lines, or an entry of the journal."""
@@ -117,7 +113,7 @@ class LineQueue:
                     return
                 line, is_entry = self._lines.popleft()
             if is_entry:
-                _send_entry(self._journal, line)
+                _send_entry(self.journal, line)
             else:
                 _write_whole(self._descriptor, line)
             with self._changed:
@@ -176,7 +172,7 @@ def configure(
     target: Any = stream or sys.stderr
     chosen = choose_format(log_format, target)
     if isinstance(target, LineQueue):
-        target.is_for_entries = chosen == "journal" and target.has_journal
+        target.is_for_entries = chosen == "journal" and os.access(target.journal, os.F_OK)
         chosen = "entries" if target.is_for_entries else chosen
     structlog.configure(
         processors=[

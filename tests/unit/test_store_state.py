@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from virtksm.store.files import (
     ensure_folder,
     locked,
     open_lock,
-    read_at_most,
+    read_all,
     read_file,
     replace_file,
 )
@@ -190,12 +191,12 @@ def test_a_limit_counts_bytes_and_cuts_nothing_off(tmp_path: Path, monkeypatch: 
         read_file(str(path))
 
 
-@pytest.mark.parametrize("most", [PIECE_BYTES + 1, 1 << 30])
-def test_of_a_file_no_more_is_read_than_asked_for(tmp_path: Path, most: int) -> None:
-    path = tmp_path / "bytes"
-    path.write_bytes(os.urandom(2 * PIECE_BYTES + 5))
-    with path.open("rb") as file:
-        assert read_at_most(file, most) == path.read_bytes()[:most]
+@pytest.mark.parametrize("size", [PIECE_BYTES, 2 * PIECE_BYTES + 5])
+def test_a_file_is_read_whole_piece_by_piece_or_not_at_all(size: int) -> None:
+    content = os.urandom(size)
+    assert read_all(io.BytesIO(content), size) == content
+    with pytest.raises(ValueError, match=f"is longer than {size - 1} bytes"):
+        read_all(io.BytesIO(content), size - 1)
 
 
 @pytest.mark.real  # as root: it gives a folder away

@@ -21,8 +21,6 @@ from virtksm.text import printable
 
 FOLDERS = ("/usr/lib/virtksm", "/etc/virtksm")
 """The vendor's, and the administrator's, which hides the vendor's files of the same name."""
-FILE_NAME = "virtksm.toml"
-DROP_IN_DIR = "conf.d"
 DEFAULT = "default"
 READ, MISSING = "read", "missing"
 # A file with every key is 3 KB. tomllib needs time and memory by the square of a dotted key's parts: 20,000 of them
@@ -81,10 +79,10 @@ def find_files(path: str | None, folders: Sequence[str] = FOLDERS) -> tuple[dict
     if path is not None:
         return {path: READ if os.path.lexists(path) else MISSING}, []
     faults: list[ConfigFault] = []
-    mains = [f"{folder}/{FILE_NAME}" for folder in folders]
+    mains = [f"{folder}/virtksm.toml" for folder in folders]
     found = dict.fromkeys(mains, MISSING)
     of_a_name: dict[str, list[str]] = {}
-    for folder in (f"{one}/{DROP_IN_DIR}" for one in folders):
+    for folder in (f"{one}/conf.d" for one in folders):
         names: list[str] = []
         try:
             # Editors' hidden files (.#x.toml) are no configuration, as with systemd.

@@ -22,8 +22,6 @@ HEADER = """\
 """
 WIDTH = 116
 
-LinesOf = Callable[[str, Key], list[str]]
-
 
 def format_value(value: Value) -> str:
     """Return a value as TOML."""
@@ -56,7 +54,7 @@ def imported(values: Mapping[str, Value], notes: Iterable[str], source: str, pol
     return "\n".join([*lines, ""])
 
 
-def _sections(lines_of: LinesOf, *, gap: str = "\n") -> list[str]:
+def _sections(lines_of: Callable[[str, Key], list[str]], *, gap: str = "\n") -> list[str]:
     parts: list[str] = []
     table = ""
     for name, one in all_keys().items():

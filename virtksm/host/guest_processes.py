@@ -20,6 +20,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import pairwise
 
 from virtksm.host.proc_files import (
@@ -134,10 +135,8 @@ class GuestSearch:
 
     def _owners(self) -> set[int | None]:
         owners: set[int | None] = {0, os.geteuid()}
-        try:
+        with suppress(OSError):  # no libvirt with guests of its own here
             owners.add(os.stat(self._qemu_home).st_uid)
-        except OSError:  # no libvirt with guests of its own here
-            return owners
         return owners
 
 

@@ -38,7 +38,6 @@ MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
 GUESTS, MONITORS = "guests", "monitors"
 """Connections apart: a list, a guest's XML and dirty rates are four calls that may be out, monitors' are four more."""
-A_LIST = "a list of the guests"
 LIST_S = 1.0
 LIST_GUEST_S = 0.01
 """How long a list may take before the last one is taken instead (chosen): with 500 guests it takes 20 ms, and 2-5 ms a
@@ -180,7 +179,7 @@ class LibvirtHost:
             self._is_list_old = True
         try:
             limit_s = self.call_timeout_s if before is None else late_s
-            return self._lists.run(A_LIST, keep, limit_s, late=late)
+            return self._lists.run("a list of the guests", keep, limit_s, late=late)
         except LibvirtTimeout as error:
             waiting = self.late_list
             hangs = waiting is not None and time.monotonic() - waiting.since_s >= self.call_timeout_s

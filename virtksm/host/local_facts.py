@@ -212,8 +212,7 @@ class ProcFacts:
         return None
 
     def ksm_counter(self, name: str) -> int | None:
-        text = read_small(f"{self._sys_ksm}/{name}")
-        return None if text is None else parse_counter(text)
+        return parse_counter(read_small(f"{self._sys_ksm}/{name}") or "")
 
     def numa_balancing_hides_pages(self) -> bool:
         """Tell whether Linux 6.1 to 6.4 balances NUMA nodes here: pages that it has marked stay merged, uncounted.
@@ -226,8 +225,7 @@ class ProcFacts:
         return balances and (read_small(f"{folder}/osrelease") or "").startswith(("6.1.", "6.2.", "6.3.", "6.4."))
 
     def general_profit_bytes(self) -> int | None:
-        text = read_small(f"{self._sys_ksm}/general_profit")
-        return None if text is None else parse_counter(text, is_signed=True)
+        return parse_counter(read_small(f"{self._sys_ksm}/general_profit") or "", is_signed=True)
 
     def vm_counters(self, *names: str) -> tuple[int | None, ...]:
         text = read_small(f"{psutil.PROCFS_PATH}/vmstat") or ""

@@ -114,35 +114,36 @@ def sync_folder(path: str) -> None:
 def read_file(path: str) -> str | None:
     """Return a regular file's text, None if there is none; raises StateUnusable, and waits for no FIFO's writer."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open_regular(path) as file:
+            return read_all(file, MAX_BYTES).decode()
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise unusable(path, error) from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise unusable(path, "is not a regular file")
-        with open(descriptor, "rb", closefd=False) as file:
-            content = read_at_most(file, MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise unusable(path, f"is longer than {MAX_BYTES} bytes")
-        return content.decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise unusable(path, error) from error
-    finally:
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file for reading; raises OSError, and ValueError for anything else of that name."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise ValueError("is not a regular file")
+    return open(descriptor, "rb")
 
 
-def read_at_most(file: BinaryIO, limit: int) -> bytes:
-    """Return a file's first `limit` bytes, or all that it has.
+def read_all(file: BinaryIO, max_bytes: int) -> bytes:
+    """Return all of a file; raises ValueError if it is longer than `max_bytes`.
 
     `file.read(limit)` takes that many bytes of memory before it reads, and once such a piece has been given back, glibc
     keeps as much in every thread's arena (its threshold for trimming follows): an agent grew by 10 MiB.
     """
     pieces = list[bytes]()
-    while limit > 0 and (piece := file.read(min(limit, PIECE_BYTES))):
+    left = max_bytes + 1
+    while left > 0 and (piece := file.read(min(left, PIECE_BYTES))):
         pieces.append(piece)
-        limit -= len(piece)
+        left -= len(piece)
+    if not left:
+        raise ValueError(f"is longer than {max_bytes} bytes")
     return b"".join(pieces)
 
 

@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from virtksm.errors import StateUnusable
@@ -34,7 +34,7 @@ from virtksm.history.samples import (
     parse_events,
     parse_samples,
 )
-from virtksm.store.files import ensure_folder, read_at_most, unusable
+from virtksm.store.files import ensure_folder, open_regular, read_all, unusable
 
 SCHEMA = 1
 MAX_BYTES = 32 << 20
@@ -290,18 +290,14 @@ def _read_whole(path: str) -> bytes | None:
     """Return the file as it is between two writes, None if there is none; raises OSError, ValueError, StateUnusable."""
     for _ in range(TORN_TRIES):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            opened = open_regular(path)
         except FileNotFoundError:
             return None
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise ValueError("is not a regular file")
-            content = read_at_most(file, MAX_BYTES + 1)
+        with opened as file:
+            before = _state(file)
+            content = read_all(file, MAX_BYTES)
             # In this order: a write that was given up has changed the file before its journal goes.
-            is_whole = not os.path.lexists(f"{path}-journal") and _state(os.fstat(descriptor)) == _state(found)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"is longer than {MAX_BYTES} bytes")
+            is_whole = not os.path.lexists(f"{path}-journal") and _state(file) == before
         if is_whole:
             return content or None
         time.sleep(TORN_PAUSE_S)
@@ -310,7 +306,8 @@ def _read_whole(path: str) -> bytes | None:
     )
 
 
-def _state(found: os.stat_result) -> tuple[int, int]:
+def _state(file: BinaryIO) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
     return found.st_mtime_ns, found.st_size
 
 

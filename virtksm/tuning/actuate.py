@@ -50,14 +50,14 @@ def apply(
 
     Raises LibvirtUnreachable if the connection breaks: the next pass finds out what was written.
     """
-    reported: list[Cause | None] = []
+    reported: list[Cause] = []
     for call in calls:
+        cause = Cause.UNKNOWN
         try:
             hypervisor.set_parameters(call)
         except SettingsRefused as error:
-            reported.append(error.cause)
-        else:
-            reported.append(None)
+            cause = error.cause
+        reported.append(cause)
     after = hypervisor.ksm_state()
     refusals: list[SettingsRefused] = []
     for call, cause in zip(calls, reported, strict=True):
@@ -66,9 +66,7 @@ def apply(
             continue
         name, value = missed[0]
         seen = after if local is None else replace(after, advisor_mode=local.advisor_mode())
-        refusals.append(
-            refusal(name, value, getattr(seen.settings, name), diagnose(name, value, seen, cause or Cause.UNKNOWN))
-        )
+        refusals.append(refusal(name, value, getattr(seen.settings, name), diagnose(name, value, seen, cause)))
     return after, tuple(refusals)
 
 

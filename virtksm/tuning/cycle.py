@@ -95,14 +95,15 @@ class Cycle(NamedTuple, Generic[State]):
             after = before
             refusals = tuple(error for error in lacking if error.parameter not in self.tenure.lacking)
             if not dry_run:
-                intended = intend(owned, {name: value for call in calls for name, value in call.items()})
+                tried = {name: value for call in calls for name, value in call.items()}
+                intended = intend(owned, tried)
                 next_state = replace(asked, ownership=intended, freed=freed)
                 saved = self.tenure.saved
                 if calls or snapshot is self.tenure.sensed or saved is None or saved.ownership != intended:
                     self._save(next_state)
                 self.tenure.state = next_state
                 after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
-                self._remember(conflict, calls, refused)
+                self._remember(conflict, tried, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
                 refusals += refused
                 self.tenure.was_off = off is not None
@@ -286,19 +287,13 @@ class Cycle(NamedTuple, Generic[State]):
                 self._save(replace(state, ownership=confirmed))
         return after, refusals
 
-    def _remember(
-        self, conflict: ConflictState, calls: tuple[Call, ...], refusals: tuple[SettingsRefused, ...]
-    ) -> None:
+    def _remember(self, conflict: ConflictState, tried: Call, refusals: tuple[SettingsRefused, ...]) -> None:
         self.tenure.has_begun = True
         self.tenure.conflict = conflict
-        for call in calls:
-            for name in call:
-                self.tenure.refused.pop(name, None)
-        wanted: Mapping[str, int] = {name: value for call in calls for name, value in call.items()}
+        for name in tried:
+            self.tenure.refused.pop(name, None)
         for error in refusals:
-            self.tenure.refused[error.parameter] = Refused(
-                value=wanted[error.parameter], cause=error.cause, at_s=self.clock()
-            )
+            self.tenure.refused[error.parameter] = Refused(tried[error.parameter], error.cause, at_s=self.clock())
 
     def _outcome(
         self,

@@ -69,13 +69,9 @@ def claim(
         if value is None:
             continue
         entry = owned.get(parameter)
-        if entry is None or entry.never_written:
+        if entry is None or entry.never_written or (tenure_begins and not entry.holds(value)):
             owned[parameter] = Ownership(baseline=value)
-        elif entry.holds(value):
-            pass
-        elif tenure_begins:
-            owned[parameter] = Ownership(baseline=value)
-        else:
+        elif not entry.holds(value):
             foreign.append(Foreign(parameter=parameter, ours=entry.applied, found=value))
     return owned, tuple(foreign)
 
