@@ -16,7 +16,7 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.dashboard import HOSTS, as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
-from tests.lab.footprint import read_footprint
+from tests.lab.footprint import calm_footprint, read_footprint
 from tests.lab.ksm import KSM_ROOT, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.ports import free_port
@@ -247,7 +247,7 @@ def test_a_thousand_connections_keep_nobody_from_being_answered_and_no_pass_from
 ) -> None:
     agent = start_agent(listening(port, PARKING_LAW))
     assert is_answered(port)
-    before = read_footprint(agent.pid)
+    before = calm_footprint(agent.pid)
     with ExitStack() as idle:
         for number in range(1000):
             client = idle.enter_context(socket.create_connection(("127.0.0.1", port), HANG_S))
@@ -257,6 +257,6 @@ def test_a_thousand_connections_keep_nobody_from_being_answered_and_no_pass_from
                 agent.step()
         during = read_footprint(agent.pid)
         assert during.descriptors - before.descriptors <= MAX_CLIENTS + 4
-        assert during.threads - before.threads <= 1, "a pass has a thread"
+        assert during.threads - before.threads <= 3, "a pass, the history and guests' XML have one each"
         assert is_answered(port)
     assert agent.stop() == 0
