@@ -173,3 +173,23 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.1f} s in vain for {what}")
         time.sleep(0.01)
+
+
+def wait_agreed(read: Callable[[], tuple[object, object]], timeout_s: float, what: str) -> None:
+    """Wait until what is found and what is expected are the same; raises TimeoutError, whose note tells both.
+
+    For figures of a system that goes on meanwhile: `read` reads all of them anew each time.
+    """
+    found: object = None
+    expected: object = None
+
+    def agree() -> bool:
+        nonlocal found, expected
+        found, expected = read()
+        return bool(found == expected)
+
+    try:
+        wait_until(agree, timeout_s, what)
+    except TimeoutError as error:
+        error.add_note(f"found:    {found}\nexpected: {expected}")
+        raise

@@ -38,7 +38,16 @@ class Demo:
             )
 
     def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self._output.read_text(encoding="utf-8"), HANG_S, text)
+        """Wait until it has said this; fails at once if it ends before."""
+
+        def is_said() -> bool:
+            has_ended = self.process.poll() is not None  # before the look: nothing is said after it
+            if text in (output := self._output.read_text(encoding="utf-8")):
+                return True
+            assert not has_ended, f"it has ended with {self.process.returncode} and not said {text!r}:\n{output}"
+            return False
+
+        wait_until(is_said, HANG_S, text)
 
     def wait_ended(self) -> tuple[int, str]:
         code = self.process.wait(HANG_S)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.lab.dashboard import FLEET, as_asked, read_dashboard
 from tests.lab.fleet_metrics import OLD_VERSION, Fleet
-from tests.lab.ksm import wait_until
+from tests.lab.ksm import wait_agreed
 from tests.lab.ports import free_port
 from tests.lab.prometheus import LIMIT_S, RULES, PrivatePrometheus, configured, list_targets
 from virtksm import __version__
@@ -31,11 +31,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def wait_for(read: Callable[[], object], expected: object) -> None:
-    try:
-        wait_until(lambda: read() == expected, LIMIT_S, f"Prometheus to say {expected}")
-    except TimeoutError as error:
-        error.add_note(f"it says {read()}")
-        raise
+    wait_agreed(lambda: (read(), expected), LIMIT_S, "Prometheus to say so")
 
 
 def by_label(prometheus: PrivatePrometheus, label: str, expression: str) -> dict[str, float]:

@@ -275,7 +275,8 @@ class OneShots:
         """Read the passes so far; raises ValueError with whatever else a one-shot said."""
         if not self._output.exists():
             return []
-        return [json.loads(line) for line in self._output.read_text(encoding="utf-8").splitlines()]
+        lines = self._output.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait_guests(self, count: int) -> None:
         """Wait until the last pass has seen so many guests, and no other is to come."""

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import libvirt
 import pytest
@@ -28,7 +29,9 @@ class ActivatedLibvirtd(PrivateLibvirtd):
     @property
     def serving_pid(self) -> int | None:
         """Tell the daemon's pid; None while there is none."""
-        return int(self.pid_file.read_text(encoding="ascii")) if self.pid_file.exists() else None
+        with suppress(FileNotFoundError):
+            return int(self.pid_file.read_text(encoding="ascii") or 0) or None
+        return None
 
     def wait_ready(self, timeout_s: float = 60.0) -> None:
         super().wait_ready(timeout_s)

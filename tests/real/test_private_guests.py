@@ -158,7 +158,7 @@ def test_a_guest_that_hangs_costs_no_other_and_an_agent_killed_meanwhile_leaves_
     agent = start_agent(enforcing(["vault-*"], call_timeout_s=3))
     wait_known(agent, ["vault-2"], ["vault-1"])
     domain = libvirt_conn.lookupByUUIDString(hung.domain.UUIDString())
-    assert domain.controlInfo()[0] == OCCUPIED
+    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, HANG_S, "its monitor to be asked")
     agent.kill()
     os.kill(hung.pid, signal.SIGCONT)
     agent = start_agent(None)
