@@ -12,9 +12,10 @@ import pytest
 
 from tests.lab import activation
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, AgentFactory
+from tests.real.agent_process import AgentFactory
 
 pytestmark = pytest.mark.real
 
@@ -30,7 +31,7 @@ class ActivatedLibvirtd(PrivateLibvirtd):
         """Tell the daemon's pid; None while there is none."""
         return int(self.pid_file.read_text(encoding="ascii")) if self.pid_file.exists() else None
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = HANG_S) -> None:
         super().wait_ready(timeout_s)
         libvirt.open(self.uri).close()
 
