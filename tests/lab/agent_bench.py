@@ -22,6 +22,7 @@ from tests.fakes import (
     TargetPolicy,
     fake_cycle,
 )
+from tests.lab.hang import HANG_S
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
@@ -41,7 +42,6 @@ from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
 
 URI = "qemu:///system"
-LONG_S = 30.0
 
 
 def guest(name: str) -> Guest:
@@ -96,7 +96,7 @@ class Bench:
     """None: one to `hypervisor`, which is there until it is lost (`lose`)."""
     notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
-    disk_limit_s: float = LONG_S
+    disk_limit_s: float = HANG_S
     histories: int = 0
     code: ExitCode | None = None
     cycle_config: Config | None = None
@@ -146,10 +146,10 @@ class Bench:
         self.requests = Requests(agent=self.agent, make_switch=lambda _uri, _config: self.switch, facts=self.facts)
         agents = asyncio.create_task(self.agent.run())
         await self.until(lambda: self.events("pass_completed") != [])
-        async with asyncio.timeout(LONG_S):
+        async with asyncio.timeout(HANG_S):
             yield
         self.agent.passes.stop()
-        self.code = await asyncio.wait_for(agents, LONG_S)
+        self.code = await asyncio.wait_for(agents, HANG_S)
 
     def make_history(self, _uri: str, _config: Config) -> FakeHistory:
         assert self.history is not None
@@ -166,7 +166,7 @@ class Bench:
         await self.until(lambda: len(self.events("libvirt_disconnected")) > before)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LONG_S):
+        async with asyncio.timeout(HANG_S):
             while not condition():  # noqa: ASYNC110  # the world is fakes and a log, which set no event
                 await asyncio.sleep(0.001)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 
 AGENTS_THREADS = 3
 """An agent's own, its log's, and libvirt's event loop's."""
-HANG_S = 30.0
 CALM_READINGS = 5
 """So many in turn, 10 ms or more apart."""
 

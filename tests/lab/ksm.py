@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.lab.hang import HANG_S
+
 KSM_ROOT = Path("/sys/kernel/mm/ksm")
 LOCK_PATH = Path("/run/lock/virtksm-ksm.lock")
 DEFAULTS, IDLE = (100, 20), (0, 10_000)
@@ -110,7 +112,7 @@ class Ksm:
             self.write(smart_scan=1)
         self.write(run=1)
 
-    def merge_all(self, timeout_s: float = 60.0) -> None:
+    def merge_all(self, timeout_s: float = HANG_S) -> None:
         """Scan flat out until two more full scans have merged nothing new, then park; raises TimeoutError."""
         self.write(pages_to_scan=20000, sleep_millisecs=1)
         deadline = time.monotonic() + timeout_s

@@ -22,12 +22,12 @@ from typing import IO, Any
 import pytest
 
 from tests.lab.forked import Forked, Start, run_forked
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
 Line = Mapping[str, Any]
 
-HANG_S = 60.0
 VIRTKSM = str(Path(sys.executable).with_name("virtksm"))
 
 STEPPING_LAW = """\

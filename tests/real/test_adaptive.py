@@ -12,10 +12,10 @@ import pytest
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import (
-    HANG_S,
     QEMUS_OWN_BYTES,
     SWEEPING_LAW,
     UNSETTLED_LAW,

@@ -16,8 +16,9 @@ import pytest
 
 from demo.guests import PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import GuestFactory, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm
-from tests.real.agent_process import HANG_S, AgentFactory, AgentProcess, Line
+from tests.real.agent_process import AgentFactory, AgentProcess, Line
 
 pytestmark = pytest.mark.real
 

@@ -19,10 +19,11 @@ from demo.guests import PayloadGuest
 from tests.lab.browser import Looked, chromium, open_page
 from tests.lab.cockpit import URI, CockpitHost
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import HostileAgent
 from tests.lab.ksm import Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentProcess
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentProcess
 from virtksm.text import format_kib
 
 pytestmark = pytest.mark.real

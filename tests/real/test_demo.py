@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.lab.fixtures import REPO
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import KsmState, ksm_lock, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
@@ -23,7 +24,6 @@ from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 pytestmark = pytest.mark.real
 
 DEMO = [str(REPO / "script" / "demo"), "--guests", "2", "--duration", "20"]
-HANG_S = 100.0
 HANDED_BACK = ("run", "pages_to_scan", "sleep_millisecs", "merge_across_nodes", "advisor_mode")
 
 

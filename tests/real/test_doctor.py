@@ -14,13 +14,14 @@ import pytest
 
 from tests.lab import reaper
 from tests.lab.fixtures import QEMU_CACHE
+from tests.lab.hang import HANG_S
 from tests.lab.hook import install_hook
 from tests.lab.ksm import Ksm, wait_agreed, wait_until
 from tests.lab.ksm import KsmState as KsmFiles
 from tests.lab.ksmtuned_package import find_ksmtuned_file
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
 from virtksm.errors import Cause
 from virtksm.host.libvirt_connection import open_host
 

@@ -13,9 +13,10 @@ from demo.guests import PayloadGuest
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint, still_footprint
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
-from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real

@@ -15,10 +15,11 @@ import pytest
 
 from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, RunningGuest
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, merging_pages, merging_pages_of_others, wait_agreed
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, AgentHome
+from tests.real.agent_process import AgentHome
 from virtksm.guests.process import ProcessKsm
 from virtksm.guests.savings import ITEM_BYTES
 from virtksm.host.local_facts import read_guest_process

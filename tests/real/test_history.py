@@ -11,8 +11,9 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
 from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import parse
 from virtksm.store.history import HistoryFile

@@ -26,10 +26,11 @@ import pytest
 
 from tests.lab.churn import end_guests
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, ready, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.hook import Listener, install_hook, install_recorder, read_records
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, VIRTKSM, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import VIRTKSM, AgentFactory, AgentHome, AgentProcess
 
 pytestmark = pytest.mark.real
 

@@ -13,9 +13,10 @@ import pytest
 
 from tests.lab import activation
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, AgentFactory
+from tests.real.agent_process import AgentFactory
 
 pytestmark = pytest.mark.real
 
@@ -33,7 +34,7 @@ class ActivatedLibvirtd(PrivateLibvirtd):
             return int(self.pid_file.read_text(encoding="ascii") or 0) or None
         return None
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = HANG_S) -> None:
         super().wait_ready(timeout_s)
         libvirt.open(self.uri).close()
 

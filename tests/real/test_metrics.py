@@ -17,11 +17,12 @@ from demo.guests import PayloadGuest
 from tests.lab.dashboard import HOSTS, as_asked, expressions, read_dashboard
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import KSM_ROOT, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.ports import free_port
 from tests.lab.prometheus import PrivatePrometheus, configured, fetch, promtool
-from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentProcess
+from tests.real.agent_process import PARKING_LAW, STEPPING_LAW, UNSETTLED_LAW, AgentFactory, AgentProcess
 from virtksm.agent.metrics.server import MAX_CLIENTS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -9,9 +9,10 @@ import subprocess
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -11,9 +11,10 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.guest_memory import zero_mapped_kib
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
 
 pytestmark = pytest.mark.real
 

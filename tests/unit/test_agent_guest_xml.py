@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeHypervisor
+from tests.lab.hang import HANG_S
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
@@ -211,7 +212,7 @@ async def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_
     libvirt.faults["u0"] = LibvirtUnreachable("gone")
     reader.see(many, again=False)
     reading = asyncio.create_task(reader.read_when_due())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)

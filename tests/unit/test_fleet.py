@@ -14,6 +14,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from manual.json_schema import json_schema
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, a_pass, agent_facts
@@ -29,7 +30,6 @@ from virtksm.json_output import to_output
 from virtksm.model.current import after_pass
 
 PROJECT = Path(__file__).parents[2]
-HANG_S = 60.0
 INVENTORY = {
     "_meta": {
         "hostvars": {

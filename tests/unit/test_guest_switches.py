@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
+from tests.lab.hang import HANG_S
 from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
@@ -54,7 +55,7 @@ class Monitors(FakeMonitor):
     def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
         name = guest_uuid.removeprefix("uuid of ")
         if name in self.hang:
-            assert self.hang[name].wait(60)
+            assert self.hang[name].wait(HANG_S)
             super().merging(guest_uuid)
         if name in self.faults:
             raise self.faults[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import FakeFacts
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.ports import free_port
 from tests.unit.test_metrics import moment
@@ -20,8 +21,6 @@ from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
-
-HANG_S = 60.0
 
 
 async def until(is_so: Callable[[], bool]) -> None:

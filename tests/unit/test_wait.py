@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, agent_facts, passed
 from tests.real.agent_process import VIRTKSM
 from tests.unit.test_watch import StatusAgent
