@@ -105,7 +105,7 @@ def save(paths: RuntimePaths, uuid: str, choice: Choice) -> None:
         warn(f"the agent may not know of this, and may switch it again: {why}")
 
 
-class Seen(NamedTuple):
+class KnownGuest(NamedTuple):
     """What is known of a running guest's merging; `qemu` is None unless it was asked.
 
     On another machine `is_here` is False. `memory` and `zero_kib` are None where the kernel does not tell them.
@@ -145,7 +145,7 @@ class Seen(NamedTuple):
         return () if self.memory is None else still_mergeable(backends, self.memory)
 
 
-def read_guest(host: Connection, facts: GuestFacts | None, name: str) -> Seen:
+def read_guest(host: Connection, facts: GuestFacts | None, name: str) -> KnownGuest:
     """Read all that is known without QEMU's monitor; raises VirtksmError, also for a guest that does not run."""
     guest = find_guest(host.running_guests(with_max=False), name)
     try:
@@ -156,7 +156,7 @@ def read_guest(host: Connection, facts: GuestFacts | None, name: str) -> Seen:
     ksm = host.ksm_state() if facts is None else sense_ksm(facts)
     zero_pages = None if process is None or process.ksm is None else process.ksm.zero_pages
     memory = None if facts is None else facts.mergeable_memory(guest)
-    return Seen(
+    return KnownGuest(
         uri=host.uri,
         is_here=facts is not None,
         guest=guest,
@@ -193,7 +193,7 @@ class GuestSwitch:
 
     def _read(self, name: str) -> None:
         work = partial(read_guest, self._host, self._facts, name)
-        self.seen: Seen = self._run("guest", work, more_s=READ_WITHIN_S)
+        self.seen: KnownGuest = self._run("guest", work, more_s=READ_WITHIN_S)
 
     def ask(self) -> GuestMerging:
         """Ask the guest's QEMU, which marks it as tainted; raises VirtksmError."""
@@ -280,7 +280,7 @@ class GuestSwitch:
         self._note(self.seen.guest.uuid, choice)
 
 
-def rows(seen: Seen) -> list[Row]:
+def rows(seen: KnownGuest) -> list[Row]:
     tainted = "unknown: libvirt before 7.1 does not tell"
     if seen.taints is not None:
         tainted = "; ".join(seen.taints) or "no"
@@ -295,7 +295,7 @@ def rows(seen: Seen) -> list[Row]:
     return [*rows, ("", "Tainted", tainted)]
 
 
-def _kernel_text(seen: Seen) -> str:
+def _kernel_text(seen: KnownGuest) -> str:
     if seen.memory is None:
         return UNREADABLE if seen.is_here else ELSEWHERE
     merged_kib = seen.memory.merged_kib
@@ -304,7 +304,7 @@ def _kernel_text(seen: Seen) -> str:
     return f"{format_kib(sum(seen.memory.mappings_kib))} may merge{merged}{zero}"
 
 
-def cost_rows(seen: Seen) -> list[Row]:
+def cost_rows(seen: KnownGuest) -> list[Row]:
     """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
     if seen.why_nothing_merges is not None:
         return []
@@ -316,7 +316,7 @@ def cost_rows(seen: Seen) -> list[Row]:
     ]
 
 
-def as_dict(seen: Seen) -> dict[str, object]:
+def as_dict(seen: KnownGuest) -> dict[str, object]:
     memory, qemu = seen.memory, seen.qemu
     return {
         "uri": seen.uri,

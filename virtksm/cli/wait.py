@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         return None if answer is None else take_answer(answer, "pass", PASS_ASKED_FOR)
 
     with Progress(is_wanted=not options.json) as progress:
-        waiting = Waiting(ask, dry_run, lambda: _ksm_is_off(options.connect))
+        waiting = Waiter(ask, dry_run, lambda: _ksm_is_off(options.connect))
         result = waiting.look(0.0)
         while result is None:
             waited_s = time.monotonic() - began_s
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-class Waiting:
+class Waiter:
     """What the agent has said so far. `ksm_is_off` asks the kernel.
 
     `ask` gives the agent's status, `dry_run` a pass that it would run now; None where none runs.

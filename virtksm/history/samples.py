@@ -106,7 +106,7 @@ class History(Protocol):
         """Return the lines of the last `limit` decisions."""
 
 
-Row = TypeVar("Row", Sample, GuestEvent)
+Kept = TypeVar("Kept", Sample, GuestEvent)
 SAMPLE_FIELDS = Sample._fields
 EVENT_FIELDS = GuestEvent._fields
 
@@ -163,7 +163,7 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     return events
 
 
-def _parse(made: type[Row], columns: object, rows: object) -> tuple[Row, ...]:
+def _parse(made: type[Kept], columns: object, rows: object) -> tuple[Kept, ...]:
     if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
         raise ValueError("columns are missing")
     if not isinstance(rows, list | tuple):
