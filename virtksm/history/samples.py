@@ -106,7 +106,7 @@ class History(Protocol):
         """Return the lines of the last `limit` decisions."""
 
 
-Kept = TypeVar("Kept", Sample, GuestEvent)
+Entry = TypeVar("Entry", Sample, GuestEvent)
 SAMPLE_FIELDS = Sample._fields
 EVENT_FIELDS = GuestEvent._fields
 
@@ -163,7 +163,7 @@ def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
     return events
 
 
-def _parse(made: type[Kept], columns: object, rows: object) -> tuple[Kept, ...]:
+def _parse(made: type[Entry], columns: object, rows: object) -> tuple[Entry, ...]:
     if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
         raise ValueError("columns are missing")
     if not isinstance(rows, list | tuple):
