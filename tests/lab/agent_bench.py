@@ -26,7 +26,7 @@ from tests.lab.hang import HANG_S
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection, Opened
+from virtksm.agent.connection import AgentConnection, Opened
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import Passes
@@ -53,7 +53,7 @@ def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     reporter = Reporter(Notifier({}))
     agent = Agent(
         configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
-        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
+        connection=AgentConnection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
@@ -61,7 +61,7 @@ def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     return Requests(agent=agent, make_switch=lambda _uri, _config: switch, facts=None)
 
 
-class FakeConnection(Connection):
+class FakeConnection(AgentConnection):
     """One that is there at once, to a fake, and stays so until it is told that it is lost."""
 
     def __init__(self, host: FakeHypervisor) -> None:
@@ -92,7 +92,7 @@ class Bench:
     facts: FakeFacts | None = field(default_factory=FakeFacts)
     clock: FakeClock = field(default_factory=FakeClock)
     history: FakeHistory | None = None
-    connection: Connection | None = None
+    connection: AgentConnection | None = None
     """None: one to `hypervisor`, which is there until it is lost (`lose`)."""
     notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)

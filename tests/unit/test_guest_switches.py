@@ -16,7 +16,7 @@ from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, Here
+from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
@@ -124,7 +124,7 @@ class Bench:
             calls=GuestCalls(MAX_HANGING, Impatient(self.monitors.hang)),
         )
         reader.learned = part.see
-        part.connect(Here(self.choices, lambda: self.facts))
+        part.connect(ThisHost(self.choices, lambda: self.facts))
         return reader, part
 
     def restart(self) -> None:
@@ -338,7 +338,7 @@ async def test_over_another_connection_what_was_unmerged_stays_so_while_xml_is_r
     await bench.settle()
     bench.passes.clear()
     bench.reader.forget()
-    bench.part.connect(Here(bench.choices, lambda: bench.facts))
+    bench.part.connect(ThisHost(bench.choices, lambda: bench.facts))
     bench.reader.see(bench.running, again=True)
     bench.reader.at_once, bench.part.found = 1, {}
     await bench.reader.read_when_due()
@@ -495,6 +495,6 @@ async def test_a_lost_connection_and_another_machine_and_a_full_disk_are_survive
     bench.part.connect(None)
     await bench.settle()
     assert bench.sets == [], "of another machine's guests nobody here knows the processes"
-    bench.part.connect(Here(bench.choices, lambda: bench.facts))
+    bench.part.connect(ThisHost(bench.choices, lambda: bench.facts))
     await bench.settle()
     assert bench.sets == [("tenant-a", False)]

@@ -17,9 +17,9 @@ from typing import Any
 
 from virtksm.agent.calls import wait_set
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection
+from virtksm.agent.connection import AgentConnection
 from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import GuestSwitches, Here
+from virtksm.agent.guest_switches import GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
@@ -49,12 +49,12 @@ class Agent:
     """
 
     configuration: Configuration
-    connection: Connection
+    connection: AgentConnection
     reporter: Reporter
     history_writer: HistoryWriter
     make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
-    make_here: Callable[[str, Config], Here | None] = lambda _uri, _config: None
+    make_here: Callable[[str, Config], ThisHost | None] = lambda _uri, _config: None
     tenure: Tenure = field(default_factory=Tenure)
     history_key: str | None = None
     """The host whose history is written."""
@@ -202,7 +202,7 @@ class Agent:
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)
 
-    def _switch_here(self, here: Here | None) -> None:
+    def _switch_here(self, here: ThisHost | None) -> None:
         """Switch guests of this machine, and read them, or none where the connection leads to another."""
         self.listeners.switches.connect(here)
         self.listeners.merged.connect(None if here is None else here.make_facts())

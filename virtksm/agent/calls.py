@@ -157,6 +157,12 @@ async def wait_set(event: asyncio.Event, limit_s: float | None) -> None:
             await event.wait()
 
 
+async def wait_next(event: asyncio.Event, limit_s: float | None = None) -> None:
+    """Wait as `wait_set`, until an event is set from now on."""
+    event.clear()
+    await wait_set(event, limit_s)
+
+
 def _raisable(error: BaseException) -> Exception:
     """Return what a future can raise in the loop's name: no StopIteration, and nothing that would end the loop."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):

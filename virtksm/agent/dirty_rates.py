@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from virtksm.agent.calls import GuestCalls, wait_set
+from virtksm.agent.calls import GuestCalls, wait_next
 from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
@@ -122,12 +122,12 @@ class DirtyRates:
         self.calls.forget_returned()
         turns = [turn for key, turn in self.turns.items() if key not in self.calls.hanging]
         if host is None or not turns:
-            await self._wait(None)
+            await wait_next(self.seen)
             return
         turn = min(turns, key=lambda one: one.due_s)
         due_s = max(turn.due_s, self.retry_s)
         if due_s > now_s:
-            await self._wait(due_s - now_s)
+            await wait_next(self.seen, due_s - now_s)
             return
         key = turn.now.key
         try:
@@ -192,11 +192,6 @@ class DirtyRates:
             return
         grown_kib = max((turn.now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
         self.rates[key] = max(kib_per_s - grown_kib / passed_s, 0.0)
-
-    async def _wait(self, wait_s: float | None) -> None:
-        """Sleep so long (None: for ever), or until a pass has seen guests."""
-        self.seen.clear()
-        await wait_set(self.seen, wait_s)
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:

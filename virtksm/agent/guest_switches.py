@@ -80,7 +80,7 @@ class Trouble(NamedTuple):
         return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
 
 
-class Here(NamedTuple):
+class ThisHost(NamedTuple):
     """The part of this machine: what was chosen for its guests, and what makes its facts, for one thread each."""
 
     choices: Choices
@@ -107,7 +107,7 @@ class GuestSwitches:
     source: Callable[[], Monitor | None]
     changed: Callable[[], None] = lambda: None
     switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
-    here: Here | None = None
+    here: ThisHost | None = None
     clock: Callable[[], float] = time.monotonic
     calls: GuestCalls = field(default_factory=partial(GuestCalls, MAX_HANGING))
     disk: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
@@ -129,7 +129,7 @@ class GuestSwitches:
             self.troubles.clear()
         self.seen.set()
 
-    def connect(self, here: Here | None) -> None:
+    def connect(self, here: ThisHost | None) -> None:
         self.here = here
         self.see(again=True)
 
@@ -181,7 +181,7 @@ class GuestSwitches:
             unmerged.update(found.unmerged)
             self.changed()
 
-    async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
+    async def _switch(self, monitor: Monitor, here: ThisHost, step: Step) -> None:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
 
@@ -226,7 +226,7 @@ class GuestSwitches:
 
 
 def _find(
-    here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
+    here: ThisHost, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
 ) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
@@ -253,7 +253,7 @@ def _find(
     return Found(entries, unmerged, steps)
 
 
-def _try(monitor: Monitor, here: Here, step: Step) -> Made:
+def _try(monitor: Monitor, here: ThisHost, step: Step) -> Made:
     """Switch a guest as `_make` does; return its error, which counts late, too."""
     try:
         return _make(monitor, here, step)
@@ -261,7 +261,7 @@ def _try(monitor: Monitor, here: Here, step: Step) -> Made:
         return error
 
 
-def _make(monitor: Monitor, here: Here, step: Step) -> bool:
+def _make(monitor: Monitor, here: ThisHost, step: Step) -> bool:
     """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes.
 
     Returns whether it has: not where a command has chosen meanwhile, whose choice stays as it is afterwards, too.

@@ -13,9 +13,9 @@ from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection
+from virtksm.agent.connection import AgentConnection
 from virtksm.agent.fifo import Pokes, open_poke_fifo
-from virtksm.agent.guest_switches import Here
+from virtksm.agent.guest_switches import ThisHost
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
@@ -78,13 +78,13 @@ async def serve(
             metrics.follow(fresh.config.metrics)
             configure_log(fresh.config)
 
-        def here(uri: str, current: Config) -> Here | None:
+        def here(uri: str, current: Config) -> ThisHost | None:
             choices = make_choices(uri, current, paths)
-            return None if choices is None else Here(choices, partial(ProcFacts, limit_s=SMAPS_LIMIT_S))
+            return None if choices is None else ThisHost(choices, partial(ProcFacts, limit_s=SMAPS_LIMIT_S))
 
         agent = Agent(
             configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
-            connection=Connection(uri, BlockingCalls(partial(libvirt_hangs, uri=uri)), reporter.connect_failed),
+            connection=AgentConnection(uri, BlockingCalls(partial(libvirt_hangs, uri=uri)), reporter.connect_failed),
             reporter=reporter,
             history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
             make_cycle=cycle_over,
