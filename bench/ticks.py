@@ -20,16 +20,10 @@ from pathlib import Path
 
 from bench.figures import Goal, tell_goals, tell_machine
 from tests.fakes import FakeClock, FakeHypervisor, FakeSwitch, fake_cycle
-from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import GuestSwitches
-from virtksm.agent.guest_xml import GuestReader
+from tests.lab.agent_bench import listeners_of
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.guests.xml import GuestXml
 from virtksm.host.local_facts import ProcFacts
@@ -100,21 +94,10 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     store = StateFile(RuntimePaths(str(folder / "runtime"), str(folder)), "local")
     policy = AdaptivePolicy(params=config.adaptive)
     cycle = fake_cycle(hypervisor=hypervisor, local=facts, policy=policy, store=store, switch=FakeSwitch(), clock=clock)
-    reporter, configuration = Reporter(Notifier({})), Configuration(config, lambda: FreshConfig(config=config))
-    reader = GuestReader(lambda: None, configuration, reporter, cycle.tenure.notes)
-    rates = DirtyRates(
-        source=lambda: None,
-        limit_s=lambda: configuration.in_force.call_timeout_s,
-        rates=cycle.tenure.notes.dirty_kib_per_s,
-        failing=reporter.dirty_rates_unknown,
-    )
-    switches = GuestSwitches(reader=reader, source=lambda: None)
-    reader.learned = switches.see
-    merged = MergedMemory(cycle.tenure.notes.merged, reporter.rewriting_unknown)
-    listeners = Listeners(reporter, HistoryWriter(), TraceBuffer(), reader, switches, rates, merged)
+    listeners = listeners_of(config, Reporter(Notifier({})), HistoryWriter(), cycle.tenure.notes)
     running = hypervisor.running_guests(with_max=False)
-    reader.known = {guest.key: GuestXml() for guest in running}
-    rates.rates |= {guest.key: 1024.0 for guest in running}
+    listeners.guests.known = {guest.key: GuestXml() for guest in running}
+    listeners.dirty_rates.rates |= {guest.key: 1024.0 for guest in running}
     used = [0.0, 0.0]
     with sleeping_processes(guests) as pids:
         facts._search._found = {  # noqa: SLF001  # these are in no guest's control group

@@ -27,10 +27,16 @@ from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.connection import AgentConnection, Opened
+from virtksm.agent.dirty_rates import DirtyRates
+from virtksm.agent.guest_switches import GuestSwitches
+from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
+from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
+from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
+from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.host.libvirt_events import DomainEvent
@@ -40,6 +46,7 @@ from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest
 from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
+from virtksm.tuning.sense import GuestNotes
 
 URI = "qemu:///system"
 
@@ -48,11 +55,27 @@ def guest(name: str) -> Guest:
     return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
 
 
+def unchanging(config: Config | None = None) -> Configuration:
+    """Return a configuration that every reload finds the same."""
+    fresh = FreshConfig(config=config or Config())
+    return Configuration(fresh.config, lambda: fresh)
+
+
+def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWriter, notes: GuestNotes) -> Listeners:
+    """Return all that hears of an agent's passes, without a connection; it notes what it learns in `notes`."""
+    reader = GuestReader(lambda: None, unchanging(config), reporter, notes)
+    switches = GuestSwitches(reader=reader, source=lambda: None)
+    reader.learned = switches.see
+    rates = DirtyRates(lambda: None, lambda: HANG_S, notes.dirty_kib_per_s, reporter.dirty_rates_unknown)
+    merged = MergedMemory(notes.merged, reporter.rewriting_unknown)
+    return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged)
+
+
 def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     """Build what answers for an agent that has not begun: it has no connection, and asks for none."""
     reporter = Reporter(Notifier({}))
     agent = Agent(
-        configuration=Configuration(Config(), lambda: FreshConfig(config=Config())),
+        configuration=unchanging(),
         connection=AgentConnection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(),

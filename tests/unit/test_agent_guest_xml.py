@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeHypervisor
+from tests.lab.agent_bench import unchanging
 from tests.lab.hang import HANG_S
-from virtksm.agent.configuration import Configuration, FreshConfig
 from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
-from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.systemd import Notifier
@@ -49,8 +48,7 @@ def libvirt() -> Libvirt:
 
 @pytest.fixture
 def reader(libvirt: Libvirt) -> GuestReader:
-    configuration = Configuration(Config(), lambda: FreshConfig(config=Config()))
-    return GuestReader(lambda: libvirt, configuration, Reporter(Notifier({})))
+    return GuestReader(lambda: libvirt, unchanging(), Reporter(Notifier({})))
 
 
 async def read_all(reader: GuestReader) -> list[int]:

@@ -13,18 +13,13 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
+from tests.lab.agent_bench import listeners_of
 from tests.lab.hang import HANG_S
 from tests.unit.test_agent_history import WALL_S, until
-from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import GuestSwitches
-from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, Listeners, News
+from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, News
 from virtksm.agent.log import Reporter
-from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import AdaptiveParams, Config, KsmtunedParams
 from virtksm.history.samples import MAX_OF_A_KIND
 from virtksm.host.libvirt_events import DomainEvent
@@ -37,6 +32,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.base import Policy
 from virtksm.policy.ksmtuned import KsmtunedPolicy
 from virtksm.store.history import HistoryFile
+from virtksm.tuning.sense import GuestNotes
 from virtksm.values import replace
 
 CONFIG = Config()
@@ -91,12 +87,7 @@ async def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
     writes: list[str | None] = []
     history_writer = HistoryWriter(writes.append, wall_clock=lambda: WALL_S + host.clock.now_s, write_s=3600.0)
     history = HistoryFile(str(tmp_path / "lib" / "local.history"))
-    configuration = Configuration(CONFIG, lambda: FreshConfig(config=CONFIG))
-    guests = GuestReader(lambda: None, configuration, reporter)
-    switches = GuestSwitches(reader=guests, source=lambda: None)
-    rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
-    merged = MergedMemory({}, lambda _failure: None)
-    listeners = Listeners(reporter, history_writer, TraceBuffer(), guests, switches, rates, merged)
+    listeners = listeners_of(CONFIG, reporter, history_writer, GuestNotes())
 
     def hear(heard: DomainEvent, *more: Trigger) -> None:
         """Do what the agent does with an event."""

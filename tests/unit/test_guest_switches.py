@@ -10,20 +10,16 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
+from tests.lab.agent_bench import listeners_of, unchanging
 from tests.lab.hang import HANG_S
 from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
-from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
-from virtksm.agent.listeners import Listeners
 from virtksm.agent.log import Reporter
-from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
-from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
@@ -31,6 +27,7 @@ from virtksm.guests.process import MergeableMemory
 from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest
+from virtksm.tuning.sense import GuestNotes
 from virtksm.values import replace
 
 DECLARED = '<domain><metadata><v:guest xmlns:v="urn:virtksm:guest" private="yes"/></metadata></domain>'
@@ -93,7 +90,7 @@ class Bench:
         self.passes: list[frozenset[str]] = []
         """What was unmerged as each pass was asked for."""
         self.monitor: FakeMonitor | None = self.monitors
-        self.configuration = Configuration(config, lambda: FreshConfig(config=config))
+        self.configuration = unchanging(config)
         self.reported: list[tuple[str, bool]] = []
         self.exposed: list[tuple[str, ...]] = []
         self.reader, self.part = self._make()
@@ -216,16 +213,13 @@ def test_what_the_policy_says_is_heard_at_once_and_once() -> None:
 
 
 def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_where_it_only_observes() -> None:
-    bench, told = Bench(guest("loud")), passed(SCANNING)
+    told, found = passed(SCANNING), []
     named = replace(told, decision=replace(told.decision, rewriters=("uuid of loud/1",)))
     paused = replace(told, paused=Pause())
-    rates = DirtyRates(lambda: None, lambda: 1.0, {}, lambda _error: None)
-    merged = MergedMemory({}, lambda _failure: None)
-    parts = Reporter(Notifier({})), HistoryWriter(), TraceBuffer(), bench.reader, bench.part, rates, merged
-    listeners, found = Listeners(*parts), []
+    listeners = listeners_of(Config(), Reporter(Notifier({})), HistoryWriter(), GuestNotes())
     for report, config in ((named, Config()), (paused, Config()), (named, Config(policy="observe")), (told, Config())):
         listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
-        found.append(bench.part.rewriters)
+        found.append(listeners.switches.rewriters)
     assert found == [("uuid of loud/1",), ("uuid of loud/1",), (), ()]
 
 

@@ -1,10 +1,10 @@
-"""Why a guest cannot merge: each obstacle alone and together, and what overrules it; which private ones can."""
+"""Why a guest cannot merge, and what overrules it; which private guests can, and which groups share a pool."""
 
 from __future__ import annotations
 
 import pytest
 
-from virtksm.guests.obstacles import Obstacle, exposed, find_obstacles, is_merge_off
+from virtksm.guests.obstacles import Obstacle, exposed, find_mixed, find_obstacles, is_merge_off, pool_text
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
 from virtksm.model.snapshot import Guest
@@ -86,3 +86,28 @@ def test_private_guests_that_can_merge_are_named_in_order() -> None:
     assert exposed(guests, {}, ["*"]) == ()
     another_run = replace(guest("declared"), domain_id=2)
     assert exposed([another_run], known, []) == ()
+
+
+A, B, NO_GROUP = GuestXml(group="a"), GuestXml(group="b"), UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("xml", "last", "text"),
+    [
+        ((replace(APART, group="b"),), None, None),
+        ((A, A), None, None),
+        ((NO_GROUP, NO_GROUP), None, None),
+        ((A, A, B), None, "a (2), b (1)"),
+        ((NO_GROUP, B, A), None, "a (1), b (1), no group (1)"),
+        ((A, NO_GROUP), None, "a (1), no group (1)"),
+        ((A, replace(APART, group="b")), None, None),
+        ((A, replace(B, has_hugepages=True)), None, "a (1), b (1)"),
+        ((A, B), process(ON, is_mergeable=False), None),
+    ],
+)
+def test_a_pool_is_mixed_where_guests_of_different_groups_can_merge(
+    xml: tuple[GuestXml, ...], last: GuestProcess | None, text: str | None
+) -> None:
+    processes = [None] * (len(xml) - 1) + [last]
+    seen = [(guest(str(number)), *one) for number, one in enumerate(zip(xml, processes, strict=True))]
+    assert [pool_text(pool) for pool in find_mixed(seen)] == ([] if text is None else [text])
