@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -112,13 +111,6 @@ COUNTED = ProcessKsm(rmap_items=20, zero_pages=3, merging_pages=7, profit_bytes=
 )
 def test_a_process_is_counted_as_far_as_its_kernel_does(stat: str, merging: str, found: ProcessKsm) -> None:
     assert parse_process_ksm(stat, merging) == found
-
-
-@pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
-    made = FakeProc(tmp_path / "proc", monkeypatch)
-    yield made
-    made.release()
 
 
 def test_ksmds_time_is_a_whole_number_of_ticks_and_nothing_else_is(proc: FakeProc, facts: ProcFacts) -> None:
