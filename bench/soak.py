@@ -32,12 +32,13 @@ from bench.stage import PAYLOAD, STEPPING_LAW, Guests, private_libvirtd, running
 from demo.guests import PayloadGuest, start_guest
 from tests.lab.churn import Churn
 from tests.lab.footprint import read_footprint
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.lock_holder import lock_holders
 from tests.lab.ports import free_port
 from tests.lab.prometheus import fetch
-from tests.real.agent_process import HANG_S, AgentProcess
+from tests.real.agent_process import AgentProcess
 from virtksm.agent.control_client import ask
 
 FROZEN_S, WEDGED_S, HELD_S, ASK_AGAIN_S = 4.0, 15.0, 10.0, 0.01

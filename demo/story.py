@@ -71,7 +71,7 @@ class Story:
             thread[0].start()
 
         own = RuntimePaths(str(self.folder / "run"), str(self.folder / "state"))
-        code = serve(self.uri, CONFIG, own, lambda: CONFIG, started=started)
+        code = asyncio.run(serve(self.uri, CONFIG, own, lambda: CONFIG, started=started))
         self.over.set()
         if thread:
             thread[0].join(timeout=10)
@@ -90,7 +90,7 @@ class Story:
             self._stop_guests(len(self.running), pause_s=0)
             self.is_finished = not self.over.is_set()
             if self.is_finished:
-                loop.call_soon_threadsafe(agent.stop)
+                loop.call_soon_threadsafe(agent.passes.stop)
 
     def _act(self, host: LibvirtHost) -> None:
         step_s = max(0.0, self.duration_s - self.guests * GUEST_S) / (self.guests * 3 + 9)

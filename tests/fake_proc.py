@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.lab.hang import HANG_S
+
 PAGES_OF_A_MIB = 256
-HANG_S = 60.0
 
 
 class FakeProc:

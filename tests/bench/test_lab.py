@@ -16,6 +16,7 @@ from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadFailed, PayloadGuest, wait_settled
 from tests.lab.fixtures import REPO, GuestFactory, RunningGuest
 from tests.lab.guest_memory import COMMON, DRIFTED, OWN, page_identity, payload_pages
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, KsmState, wait_until
 from virtksm.values import replace
 
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.real
 
 # An image of this module's own: its common pages never merge with those of guests that others run meanwhile.
 IMAGE = 20_260_002
-HANG_S = 60.0
 
 
 def pages_of(running: RunningGuest, mib: int) -> list[bytes]:

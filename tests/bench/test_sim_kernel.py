@@ -18,13 +18,13 @@ from bench.sim.memory import Kind
 from bench.sim.real_memory import COMMON, MergeableProcess
 from bench.sim.visit import Rules
 from demo.guests import PayloadGuest
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, find_ksmd, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("pages_scanned", "pages_skipped")]
 
 Counts = dict[str, int]
 LONG_SLEEP_MS = 600_000
-SCAN_TIMEOUT_S = 120.0
 
 
 class RealKsmd:
@@ -46,8 +46,8 @@ class RealKsmd:
         asleep_ms = self.ksm.read("sleep_millisecs")
         # A changed sleep wakes ksmd.
         self.ksm.write(pages_to_scan=2**31, sleep_millisecs=LONG_SLEEP_MS + (asleep_ms == LONG_SLEEP_MS))
-        wait_until(lambda: self.ksm.read("full_scans") >= target, SCAN_TIMEOUT_S, "a full scan")
-        wait_until(self._is_asleep, SCAN_TIMEOUT_S, "the batch's end, at which the last counters are updated")
+        wait_until(lambda: self.ksm.read("full_scans") >= target, 2 * HANG_S, "a full scan")
+        wait_until(self._is_asleep, 2 * HANG_S, "the batch's end, at which the last counters are updated")
 
     def _is_asleep(self) -> bool:
         # The third word of /proc/PID/stat; its name has no space.

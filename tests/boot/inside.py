@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.guests import PayloadGuest
+from tests.lab.hang import SLOWER
 
 CHECKOUT = Path("/run/checkout")
 REPORT = Path("/run/out/report")
@@ -28,10 +29,9 @@ PAYLOAD = Path("/var/lib/libvirt/boot/payload.elf")
 BASELINE = {"pages_to_scan": 123, "sleep_millisecs": 45}
 """What the administrator had: no value of virtksm's or the kernel's."""
 COMMON_MIB = 40
-SLOWER = int(os.environ.get("SLOWER", "1"))
-"""A machine under software emulation is slower: limits are longer, and looking again and again costs more."""
 LIMIT_S = 60.0 * SLOWER
 POLL_S = 0.05 * SLOWER
+"""Looking again and again costs more on a machine that is slower."""
 CONFIG = """\
 log_level = "debug"
 [adaptive]

@@ -16,6 +16,7 @@ import pytest
 from demo.guests import PayloadGuest, memory_device_xml
 from tests.fakes import FakeHypervisor
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.agent.dirty_rates import Measures
@@ -233,7 +234,7 @@ def test_what_a_guest_reads_from_disk_is_told_and_nothing_without_a_disk(host: H
     host.start_from_disk("disk")
     host.start_guest(small("none"))
     uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
-    wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, 30.0, "a sector to be read")
+    wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, HANG_S, "a sector to be read")
     assert host.measures.disk_reads(uuids["none"]) is None
     assert host.measures.dirty_rate(uuids["none"]) is None
     host.end_guest("none")

@@ -19,6 +19,7 @@ import pytest
 
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import IDLE, KSM_ROOT, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW
@@ -29,7 +30,6 @@ REPO = Path(__file__).resolve().parents[2]
 MANIFEST = REPO / "build" / "kubernetes" / "virtksm.json"
 BASELINE = (123, 45)
 COMMON_MIB = 16
-LIMIT_S = 60.0
 LABEL = re.compile(
     r"# \+expiry-time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\nfeature\.node\.kubernetes\.io/virtksm-room-gib=\d+\n"
 )
@@ -39,7 +39,7 @@ def podman(*arguments: str) -> str:
     """Run podman and return what it printed, an agent's log on standard error, too; fails unless it succeeds."""
     environment = {**os.environ, "CONTAINERS_CONF": str(Path(__file__).with_name("containers.conf"))}
     command = ["podman", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S, env=environment)
     assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout or done.stderr
 
@@ -114,15 +114,15 @@ def test_guests_of_another_libvirt_merge_and_what_was_found_is_given_back(
 ) -> None:
     guest.together(*map(twin, (1, 2)))
     pod.start()
-    wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, LIMIT_S, "guests to merge")
-    wait_until(lambda: ksm.settings() == IDLE, LIMIT_S, "ksmd to be idle")
+    wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, HANG_S, "guests to merge")
+    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
     assert ksm.read("run") == 1
     numbers = pod.passes()[-1]["decision"]["numbers"]
     assert numbers["guests"] == 0
     assert numbers["other_processes_bytes"] >= 2 * twin(1).content_mib << 20
     status = json.loads(pod.run("agent", "virtksm", "status", "--json"))
     label = pod.home / "features" / "virtksm"
-    wait_until(label.exists, LIMIT_S, "the label")
+    wait_until(label.exists, HANG_S, "the label")
     assert LABEL.fullmatch(label.read_text())
     assert status["room_bytes"]["safe"] > 0
     pod.stop("agent")
@@ -133,13 +133,13 @@ def test_guests_of_another_libvirt_merge_and_what_was_found_is_given_back(
 def test_a_pause_outlives_the_pod_and_nothing_merged_is_proved(ksm: Ksm, pod: Pod, guest: GuestFactory) -> None:
     guest.together(*map(twin, (1, 2)))
     pod.start()
-    wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, LIMIT_S, "guests to merge")
+    wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, HANG_S, "guests to merge")
     pod.run("agent", "virtksm", "pause")
     pod.run("libvirt", "sh", "-c", f"echo 2 >{KSM_ROOT}/run")
     pod.run("agent", "virtksm", "verify-off")
     pod.stop("agent")
     pod.remove()
     pod.start()
-    wait_until(lambda: bool(pod.passes()), LIMIT_S, "a pass")
+    wait_until(lambda: bool(pod.passes()), HANG_S, "a pass")
     pod.run("agent", "virtksm", "verify-off")
     assert ksm.read("run") == 2

@@ -22,10 +22,11 @@ from tests.fakes import (
     TargetPolicy,
     fake_cycle,
 )
+from tests.lab.hang import HANG_S
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection, Opened
+from virtksm.agent.connection import AgentConnection, Opened
 from virtksm.agent.dirty_rates import DirtyRates
 from virtksm.agent.guest_switches import GuestSwitches
 from virtksm.agent.guest_xml import GuestReader
@@ -48,7 +49,6 @@ from virtksm.tuning.ports import Switch
 from virtksm.tuning.sense import GuestNotes
 
 URI = "qemu:///system"
-LONG_S = 30.0
 
 
 def guest(name: str) -> Guest:
@@ -66,7 +66,7 @@ def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWrit
     reader = GuestReader(lambda: None, unchanging(config), reporter, notes)
     switches = GuestSwitches(reader=reader, source=lambda: None)
     reader.learned = switches.see
-    rates = DirtyRates(lambda: None, lambda: LONG_S, notes.dirty_kib_per_s, reporter.dirty_rates_unknown)
+    rates = DirtyRates(lambda: None, lambda: HANG_S, notes.dirty_kib_per_s, reporter.dirty_rates_unknown)
     merged = MergedMemory(notes.merged, reporter.rewriting_unknown)
     return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged)
 
@@ -76,7 +76,7 @@ def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     reporter = Reporter(Notifier({}))
     agent = Agent(
         configuration=unchanging(),
-        connection=Connection(uri, BlockingCalls(), reporter.connect_failed),
+        connection=AgentConnection(uri, BlockingCalls(), reporter.connect_failed),
         reporter=reporter,
         history_writer=HistoryWriter(),
         make_cycle=lambda *_: pytest.fail("there is no connection"),
@@ -84,7 +84,7 @@ def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
     return Requests(agent=agent, make_switch=lambda _uri, _config: switch, facts=None)
 
 
-class FakeConnection(Connection):
+class FakeConnection(AgentConnection):
     """One that is there at once, to a fake, and stays so until it is told that it is lost."""
 
     def __init__(self, host: FakeHypervisor) -> None:
@@ -115,11 +115,11 @@ class Bench:
     facts: FakeFacts | None = field(default_factory=FakeFacts)
     clock: FakeClock = field(default_factory=FakeClock)
     history: FakeHistory | None = None
-    connection: Connection | None = None
+    connection: AgentConnection | None = None
     """None: one to `hypervisor`, which is there until it is lost (`lose`)."""
     notifier: Notifier = field(default_factory=lambda: Notifier({}))
     said: list[dict[str, Any]] = field(default_factory=list)
-    disk_limit_s: float = LONG_S
+    disk_limit_s: float = HANG_S
     histories: int = 0
     code: ExitCode | None = None
     cycle_config: Config | None = None
@@ -169,10 +169,10 @@ class Bench:
         self.requests = Requests(agent=self.agent, make_switch=lambda _uri, _config: self.switch, facts=self.facts)
         agents = asyncio.create_task(self.agent.run())
         await self.until(lambda: self.events("pass_completed") != [])
-        async with asyncio.timeout(LONG_S):
+        async with asyncio.timeout(HANG_S):
             yield
-        self.agent.stop()
-        self.code = await asyncio.wait_for(agents, LONG_S)
+        self.agent.passes.stop()
+        self.code = await asyncio.wait_for(agents, HANG_S)
 
     def make_history(self, _uri: str, _config: Config) -> FakeHistory:
         assert self.history is not None
@@ -189,7 +189,7 @@ class Bench:
         await self.until(lambda: len(self.events("libvirt_disconnected")) > before)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(LONG_S):
+        async with asyncio.timeout(HANG_S):
             while not condition():  # noqa: ASYNC110  # the world is fakes and a log, which set no event
                 await asyncio.sleep(0.001)
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
+from tests.lab.hang import HANG_S
+
 CHROMIUM = "/usr/bin/chromium"
 # Tests run as root, where Chromium's sandbox cannot; without a network its background services only complain.
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
-HANG_MS = 30_000
+HANG_MS = 1000 * HANG_S
 # Not Playwright's five seconds: a page asks commands, each a program's start.
 expect.set_options(timeout=HANG_MS)
 

@@ -10,12 +10,12 @@ import libvirt
 
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, start_guest
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
 KEPT = 2
-HANG_S = 60.0
-NOTICE_S = 10.0
+NOTICE_S = 10.0 * SLOWER
 """How long libvirt may take to notice that its guests' processes have ended."""
 
 

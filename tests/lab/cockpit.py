@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.ports import free_port
@@ -28,7 +29,6 @@ from tests.real.agent_process import AgentHome
 PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
-HANG_S = 60.0
 URI = "qemu:///system"
 LOCK_PATH = Path("/run/lock/virtksm-cockpit.lock")
 # Folder in the temporary folder, and what it covers.

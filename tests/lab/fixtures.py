@@ -27,6 +27,7 @@ import structlog
 
 from demo.embedded import end_all
 from demo.guests import PayloadGuest, start_guest, wait_settled
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.values import replace
@@ -34,7 +35,6 @@ from virtksm.values import replace
 REPO = Path(__file__).resolve().parents[2]
 # Where libvirt keeps what it learned of QEMU: it checks itself that this is still true.
 QEMU_CACHE = REPO / "build" / "libvirt-cache"
-HANG_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,14 @@ class GuestFactory:
 
     def _listed(self, connection: libvirt.virConnect) -> set[str]:
         return self._names & {domain.name() for domain in connection.listAllDomains()}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each test take longer on a machine that is slower."""
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        limit_s = mark.args[0] if mark else float(config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(SLOWER * limit_s), append=False)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.embedded import QEMU_CONF
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import CONF, COVERED, REAPER, accepts, daemon_under_test, write_relay
 
-START_S = 60.0
 KSM = {"run": 1, "pages_to_scan": 100, "sleep_millisecs": 20, "merge_across_nodes": 1, "full_scans": 1} | dict.fromkeys(
     ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile"), 0
 )
@@ -53,7 +53,7 @@ class Fleet:
                 env={**os.environ, **self._daemon.environment, "SASL_CONF_PATH": str(root)},
                 start_new_session=True,
             )
-        wait_until(lambda: all(accepts(self.socket(name)) for name in names), START_S, "all hosts to answer")
+        wait_until(lambda: all(accepts(self.socket(name)) for name in names), HANG_S, "all hosts to answer")
 
     def socket(self, name: str) -> Path:
         """Tell where a host's socket is, or would be."""

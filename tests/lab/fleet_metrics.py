@@ -56,7 +56,6 @@ class FleetHost:
         current = after_pass(self._report)
         ksm = replace(current.ksm, ksmd_cpu_seconds=0.02 * (time.monotonic() - self._began_s))
         agent = agent_facts(
-            version=OLD_VERSION if self._is_old else __version__,
             last=self._report,
             current=replace(current, ksm=ksm),
             room_kib={
@@ -74,7 +73,8 @@ class FleetHost:
         moment = Moment(
             agent=agent, tally=self._tally, savings=savings, profit_bytes=self.saved_bytes, started_at_s=1_790_000_000.0
         )
-        return render(moment, with_process=True)
+        page, present = render(moment, with_process=True), f'version="{__version__}"'
+        return page.replace(present.encode(), f'version="{OLD_VERSION}"'.encode()) if self._is_old else page
 
 
 def pass_over(guests: list[tuple[str, str]], *, refuses: bool) -> PassReport:

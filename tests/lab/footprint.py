@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 
 AGENTS_THREADS = 3
 """An agent's own, its log's, and libvirt's event loop's."""
-HANG_S = 30.0
 CALM_READINGS = 5
 """So many in turn, 10 ms or more apart."""
 
@@ -60,19 +60,24 @@ def _read_held(folder: Path) -> Iterator[str]:
 
 
 def calm_footprint(pid: int) -> Footprint:
-    """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError.
+    """Read what an agent holds while no call of libvirt or to the disk is out; raises TimeoutError."""
+    return still_footprint(pid, threads=AGENTS_THREADS)
+
+
+def still_footprint(pid: int, *, threads: int | None = None) -> Footprint:
+    """Read what an agent holds while that does not change, with so many threads; raises TimeoutError.
 
     It holds the same in CALM_READINGS: less, and a file that it reads just then would count.
     """
     found: list[Footprint] = []
 
-    def is_calm() -> bool:
+    def is_still() -> bool:
         found.append(read_footprint(pid))
         last = found[-CALM_READINGS:]
-        same = all((one.threads, one.held) == (AGENTS_THREADS, last[0].held) for one in last)
-        return same and len(last) == CALM_READINGS
+        wanted = (last[0].threads if threads is None else threads, last[0].held)
+        return len(last) == CALM_READINGS and all((one.threads, one.held) == wanted for one in last)
 
-    wait_until(is_calm, HANG_S, "the agent to have three threads")
+    wait_until(is_still, HANG_S, f"the agent to hold the same for a moment, with {threads or 'as many'} threads")
     return found[-1]
 
 

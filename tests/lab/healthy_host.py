@@ -10,7 +10,7 @@ from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import HOOK
 from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.libvirt import Guests, Libvirt, SeenGuest
+from virtksm.doctor.reading.libvirt import Guests, GuestSeen, LibvirtSeen
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
@@ -110,7 +110,7 @@ def with_libvirt(**changed: object) -> Facts:
     return replace(HEALTHY, libvirt=replace(LIBVIRT, **changed))
 
 
-LIBVIRT = Libvirt(
+LIBVIRT = LibvirtSeen(
     uri=URI,
     version=9_000_000,
     client_version=9_000_000,
@@ -118,8 +118,8 @@ LIBVIRT = Libvirt(
     ksm=KsmState(settings=Settings(pages_to_scan=0, sleep_millisecs=10_000, merge_across_nodes=1)),
     guests=Guests(
         running=(
-            SeenGuest(GUEST, GuestXml(reports_free_pages=True)),
-            SeenGuest(VAULT, GuestXml(reports_free_pages=True, is_kept_out=True)),
+            GuestSeen(GUEST, GuestXml(reports_free_pages=True)),
+            GuestSeen(VAULT, GuestXml(reports_free_pages=True, is_kept_out=True)),
         ),
         other_processes=OtherProcesses(kib=0, processes=0, unread=0),
     ),

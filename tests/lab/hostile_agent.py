@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from hypothesis import settings
 
+from tests.lab.hang import HANG_S
 from tests.lab.samples import NOW, UNMERGED, UNSWITCHED, a_pass, agent_facts
 from virtksm.agent.trace_buffer import TraceBuffer
 from virtksm.config.schema import Config
@@ -37,7 +38,6 @@ Json = dict[str, Any]
 Say = Callable[[Json], Iterable[bytes]]
 
 NOBODY = 65534
-HANG_S = 30.0
 TEXT = "a\x1b]0;owned\x07\x1b[2J\u202eb\r\nFAKE LINE"
 """Sets a terminal's title, clears its screen, turns what follows around, and begins a line of its own."""
 PROGRAM_URI = "qemu+ext:///system?command={}"

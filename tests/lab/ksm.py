@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from tests.lab.hang import HANG_S
+
 KSM_ROOT = Path("/sys/kernel/mm/ksm")
 LOCK_PATH = Path("/run/lock/virtksm-ksm.lock")
 DEFAULTS, IDLE = (100, 20), (0, 10_000)
@@ -110,7 +112,7 @@ class Ksm:
             self.write(smart_scan=1)
         self.write(run=1)
 
-    def merge_all(self, timeout_s: float = 60.0) -> None:
+    def merge_all(self, timeout_s: float = HANG_S) -> None:
         """Scan flat out until two more full scans have merged nothing new, then park; raises TimeoutError."""
         self.write(pages_to_scan=20000, sleep_millisecs=1)
         deadline = time.monotonic() + timeout_s
@@ -173,3 +175,23 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> No
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout_s:.1f} s in vain for {what}")
         time.sleep(0.01)
+
+
+def wait_agreed(read: Callable[[], tuple[object, object]], timeout_s: float, what: str) -> None:
+    """Wait until what is found and what is expected are the same; raises TimeoutError, whose note tells both.
+
+    For figures of a system that goes on meanwhile: `read` reads all of them anew each time.
+    """
+    found: object = None
+    expected: object = None
+
+    def agree() -> bool:
+        nonlocal found, expected
+        found, expected = read()
+        return bool(found == expected)
+
+    try:
+        wait_until(agree, timeout_s, what)
+    except TimeoutError as error:
+        error.add_note(f"found:    {found}\nexpected: {expected}")
+        raise

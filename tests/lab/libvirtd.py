@@ -30,6 +30,7 @@ from typing import NamedTuple, Self
 from xml.etree import ElementTree as ET
 
 from demo.embedded import QEMU_CONF
+from tests.lab.hang import HANG_S, SLOWER
 
 # Folder in the temporary folder, and what it covers.
 COVERED = {
@@ -169,7 +170,7 @@ class PrivateLibvirtd:
             raise LibvirtdFailed("the private libvirtd is off")
         return self._pid
 
-    def start(self, timeout_s: float = 60.0) -> None:
+    def start(self, timeout_s: float = HANG_S) -> None:
         """Start the daemon and wait until it answers; raises LibvirtdFailed."""
         if self._handle >= 0:
             raise LibvirtdFailed("the private libvirtd runs already")
@@ -200,7 +201,7 @@ class PrivateLibvirtd:
             raise LibvirtdFailed(f"the private libvirtd ended: {self._last_words()}") from None
         self.wait_ready(timeout_s)
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = HANG_S) -> None:
         """Wait until the daemon accepts connections; raises LibvirtdFailed when it ends or stays silent."""
         deadline = time.monotonic() + timeout_s
         while not accepts(self.socket_path):
@@ -211,13 +212,13 @@ class PrivateLibvirtd:
                 raise LibvirtdFailed(f"the private libvirtd is silent after {timeout_s:g} s: {self._last_words()}")
             time.sleep(0.01)
 
-    def stop(self, timeout_s: float = 5.0) -> None:
+    def stop(self, timeout_s: float = 5.0 * SLOWER) -> None:
         """Stop the daemon (SIGTERM, at last SIGKILL) and leave its guests running; nothing happens while it is off."""
         self._end(signal.SIGTERM, timeout_s)
 
     def kill(self) -> None:
         """Kill the daemon (SIGKILL), as a crash does; its guests run on."""
-        self._end(signal.SIGKILL, 10.0)
+        self._end(signal.SIGKILL, HANG_S)
 
     def restart(self) -> None:
         """Stop the daemon in order and start it again over the same folders and guests."""
@@ -264,7 +265,7 @@ class PrivateLibvirtd:
             self.resume()  # a frozen one would not hear the SIGTERM
         self.stop()
         for reaper in self._reapers:
-            reaper.communicate(timeout=60.0)  # closes its standard input
+            reaper.communicate(timeout=HANG_S)  # closes its standard input
         shutil.rmtree(self.root, ignore_errors=True)
 
     def __enter__(self) -> Self:

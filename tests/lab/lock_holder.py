@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import wait_until
 from tests.lab.nobody import NOBODY
 
-HELD_S = 25
-HANG_S = 20.0
+HELD_S = 25 * SLOWER
 FUSE = os.makedev(10, 229)
 SOURCE = Path(__file__).with_suffix(".c")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 
 from tests.lab.forked import run_forked
+from tests.lab.hang import HANG_S
 
 NOBODY = 65534
-HANG_S = 30.0
 
 
 def run_as_nobody(*arguments: str, gids: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:

@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.ports import free_port
 
-LIMIT_S = 60.0
-"""promtool works for 3 s on the rules' tests; ten times as long where others want the CPU."""
 PROJECT = Path(__file__).parents[2]
 UNPACKED = PROJECT / "build" / "prometheus" / "usr" / "bin"
 """Where script/setup has the programs of Debian's package, unless it is installed."""
@@ -31,7 +30,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 def fetch(url: str) -> str:
     """Get a page; raises OSError."""
-    with _direct.open(url, timeout=LIMIT_S) as answer:
+    with _direct.open(url, timeout=HANG_S) as answer:
         return str(answer.read().decode("utf-8"))
 
 
@@ -43,7 +42,7 @@ def find_program(name: str) -> str:
 def promtool(*arguments: str | Path, text: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run promtool to its end, whatever its exit code."""
     return subprocess.run(
-        [find_program("promtool"), *arguments], check=False, capture_output=True, text=True, input=text, timeout=LIMIT_S
+        [find_program("promtool"), *arguments], check=False, capture_output=True, text=True, input=text, timeout=HANG_S
     )
 
 
@@ -123,11 +122,11 @@ class PrivatePrometheus:
 
     def wait_for(self, expression: str) -> None:
         """Wait until a query returns something."""
-        wait_until(lambda: self.query(expression) != [], LIMIT_S, f"Prometheus to see {expression}")
+        wait_until(lambda: self.query(expression) != [], HANG_S, f"Prometheus to see {expression}")
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait(LIMIT_S)
+        self._process.wait(HANG_S)
         self._folder.cleanup()
 
     def _ask(self, what: str, question: Mapping[str, str]) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class PrivatePrometheus:
 
     def _wait_ready(self) -> None:
         try:
-            wait_until(self._is_ready, LIMIT_S, "Prometheus to be ready")
+            wait_until(self._is_ready, HANG_S, "Prometheus to be ready")
         except TimeoutError as error:
             error.add_note(self._log.read_text(encoding="utf-8", errors="replace"))
             raise

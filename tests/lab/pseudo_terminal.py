@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.lab.forked import Forked, Start
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 
-HANG_S = 60.0
 HOME, CLEAR_REST = "\x1b[H", "\x1b[J"
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from tests.fakes import FakeFacts, FakeHypervisor, TargetPolicy, fake_cycle
 from virtksm.agent.guest_switches import Trouble
+from virtksm.agent.passes import DonePass
 from virtksm.agent.status import AgentFacts
+from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.guests.choices import Choice
 from virtksm.model.decision import Trigger, Triggers
@@ -37,18 +39,23 @@ def a_pass() -> PassReport:
     return replace(report, snapshot=replace(report.snapshot, ksm=ksm))
 
 
-def agent_facts(**changes: Any) -> AgentFacts:  # noqa: ANN401  # any field of AgentFacts
-    """Return what an agent knows while all is well."""
+CALM = passed(SCANNING)
+
+
+def agent_facts(
+    last: PassReport | None = CALM,
+    last_s: float = 990.0,
+    **changes: Any,  # noqa: ANN401  # any field of AgentFacts
+) -> AgentFacts:
+    """Return what an agent knows while all is well, after this pass."""
     calm = AgentFacts(
-        version="1.2.3",
         uri="qemu:///system",
         policy="adaptive",
         now_s=1000.0,
         lost_s=None,
         waiting=None,
         error=None,
-        last=passed(SCANNING),
-        last_s=990.0,
+        done=None if last is None else DonePass(report=last, config=Config(), heard_s=None, ended_s=last_s),
         next_s=1004.0,
         current=None,
         room_kib={"safe": 1, "unmerged": 2, "at_ratio": 3},

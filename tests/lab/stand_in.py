@@ -7,10 +7,9 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
+from tests.lab.hang import HANG_S
 from virtksm.agent.sockets import ControlServer, Handler, bind_socket
 from virtksm.paths import RuntimePaths
-
-HANG_S = 30.0
 
 Result = TypeVar("Result")
 

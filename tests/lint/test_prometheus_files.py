@@ -96,6 +96,28 @@ def test_the_dashboard_is_made_of_our_metrics_and_shows_nearly_all() -> None:
     } == OURS - bare
 
 
+def labels_left(expression: str) -> set[str]:
+    """Return the labels that a query's series have, as far as a legend may name them."""
+    if found := re.search(r"\bby \(([^)]*)\)", expression):
+        return set(found[1].split(", "))
+    if re.match(r"(sum|count)\(", expression):
+        return set()
+    return {"instance"}.union(*(metric.labels for metric in METRICS if metric.name in metrics_in(expression)))
+
+
+def test_the_dashboards_legends_name_labels_that_there_are_and_its_texts_documents() -> None:
+    dashboard = read_dashboard(HOSTS)
+    targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    named = {one["expr"]: set(re.findall(r"{{(\w+)}}", one["legendFormat"])) for one in targets}
+    assert {one: labels for one, labels in named.items() if not labels <= labels_left(one)} == {}
+    texts = [dashboard["description"], *(panel.get("description", "") for panel in dashboard["panels"])]
+    documents = re.findall(r"(docs/[\w-]+\.md)(?: has the [\w-]+ \(([\w ]+)\))?", " ".join(texts))
+    assert documents
+    for name, section in documents:
+        text = (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
+        assert f"**{section}**" in text or not section, (name, section)
+
+
 FIRST_S, SECOND_S, THIRD_S = 600, 4260, 4320
 """When the agent of one host starts, three times."""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.forked import run_forked
+from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import (
     FORMULA,
     NOBODY,
@@ -42,7 +43,6 @@ from virtksm.cli.main import main
 from virtksm.errors import ExitCode
 
 PROJECT = Path(__file__).parents[2]
-HANG_S = 60.0
 LIMITS = ((resource.RLIMIT_FSIZE, 64 << 20), (resource.RLIMIT_AS, 2 << 30), (resource.RLIMIT_CORE, 0))
 URI = "test:///default"
 PICTURED = {f"history.events.rows.0.{column} {FORMULA!r}" for column in range(5)}

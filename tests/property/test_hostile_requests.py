@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.lab.hang import HANG_S
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_ANSWER, MAX_LINE, ask
 from virtksm.agent.sockets import ControlServer, bind_socket
 from virtksm.errors import ExitCode
 from virtksm.values import parse_object
 
-LONG_S = 30.0
 NESTED = b"[" * 60_000
 """Deeper than Python's parser goes."""
 
@@ -38,7 +38,7 @@ async def exchange(path: str, sent: bytes) -> bytes:
         writer.write(sent)
         writer.write_eof()
         await writer.drain()
-    answer = await asyncio.wait_for(reader.readline(), LONG_S)
+    answer = await asyncio.wait_for(reader.readline(), HANG_S)
     writer.close()
     return answer
 
@@ -82,11 +82,11 @@ def ask_one_that_says(said: bytes) -> dict[str, object] | ValueError | None:
         saying = threading.Thread(target=say)
         saying.start()
         try:
-            return ask(f"{folder}/s", {"op": "status"}, timeout_s=LONG_S)
+            return ask(f"{folder}/s", {"op": "status"}, timeout_s=HANG_S)
         except ValueError as error:
             return error
         finally:
-            saying.join(LONG_S)
+            saying.join(HANG_S)
 
 
 @given(said=sendings)

@@ -22,7 +22,7 @@ from tests.fakes import FakeHypervisor
 from tests.lab.agent_bench import Bench
 from tests.lab.footprint import read_footprint
 from virtksm.agent.calls import BlockingCalls
-from virtksm.agent.connection import Connection
+from virtksm.agent.connection import AgentConnection
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import EventLoop
 from virtksm.model.snapshot import Guest
@@ -34,8 +34,8 @@ URI = "test:///default"
 class ListingHost(FakeHypervisor):
     """Takes settings as the fake does, and lists the guests of a real connection."""
 
-    connection: Connection = field(
-        default_factory=lambda: Connection(URI, BlockingCalls(), lambda _error, _wait_s: None)
+    connection: AgentConnection = field(
+        default_factory=lambda: AgentConnection(URI, BlockingCalls(), lambda _error, _wait_s: None)
     )
 
     def running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:

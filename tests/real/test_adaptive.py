@@ -12,10 +12,11 @@ import pytest
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import (
-    HANG_S,
+    QEMUS_OWN_BYTES,
     SWEEPING_LAW,
     UNSETTLED_LAW,
     AgentFactory,
@@ -56,11 +57,17 @@ def test_what_guests_have_in_common_is_merged_then_ksmd_rests_and_a_one_shot_goe
     guest.together(*map(twin, (1, 2)))
     assert agent_home.told("wait", "--settled", "--timeout", f"{HANG_S:.0f}")["result"] == "settled"
     assert ksmd_ticks() > ticks
-    ticks = ksmd_ticks()
-    time.sleep(2.0)
-    assert ksmd_ticks() - ticks < 2
-    assert [agent.step()["outcome"] for _ in range(2)] == ["unchanged", "unchanged"]
-    assert ksm.settings() == IDLE
+
+    def rests() -> bool:
+        before = ksmd_ticks()
+        time.sleep(2.0)
+        return ksmd_ticks() - before < 2
+
+    def is_left_idle() -> bool:
+        return [agent.step()["outcome"] for _ in range(2)] == ["unchanged"] * 2 and ksm.settings() == IDLE
+
+    wait_until(rests, HANG_S, "ksmd to rest")
+    wait_until(is_left_idle, HANG_S, "passes that leave ksmd idle")
     assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
     assert agent.lines("foreign_value_found") == []
     agent.kill()
@@ -80,7 +87,7 @@ def test_memory_of_other_processes_is_backlog_and_merges_without_any_guest(ksm: 
         agent = start_agent(UNSETTLED_LAW)
         agent.sweep()
         line = agent.step()
-        assert ksm.settings() == IDLE
+        wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
         assert ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB
         assert line["decision"]["numbers"]["other_processes_bytes"] >= 2 * spec.content_mib << 20
         assert "of other processes" in line["decision"]["reason"]
@@ -100,7 +107,8 @@ def test_where_no_guest_may_merge_there_is_no_backlog_after_one_batch(
     wait_until(lambda: retune()["rule"] == "empty", HANG_S, "the batch to be over")
     full_scans = ksm.read("full_scans")
     decision = retune()
-    assert (decision["rule"], decision["numbers"]["new_bytes"]) == ("idle", 0)
+    assert decision["rule"] == "idle"
+    assert decision["numbers"]["new_bytes"] < QEMUS_OWN_BYTES
     assert (ksm.settings(), ksm.read("full_scans")) == (IDLE, full_scans)
 
 
@@ -123,12 +131,17 @@ def test_what_cannot_merge_grows_beside_others_and_no_full_scan_begins(
         replace(grows, name="shared", is_shared=True), replace(grows, name="apart", nosharepages=True)
     )
     has_grown_mib = resident_mib() + 32
-    wait_until(lambda: agent.step()["decision"]["numbers"]["settling_bytes"] == 0, HANG_S, "their XML to be read")
+
+    def settling_bytes() -> int:
+        return int(agent.step()["decision"]["numbers"]["settling_bytes"])
+
+    wait_until(lambda: settling_bytes() < QEMUS_OWN_BYTES, HANG_S, "their XML to be read")
     wait_until(lambda: resident_mib() > has_grown_mib, HANG_S, "them to grow")
     line = agent.step()
     numbers = line["decision"]["numbers"]
     assert (line["decision"]["rule"], numbers["guests"]) == ("idle", 4)
-    assert [numbers[name] for name in ("settling_bytes", "new_bytes", "exited_bytes")] == [0, 0, 0]
+    backlog = [numbers[name] for name in ("settling_bytes", "new_bytes", "exited_bytes")]
+    assert sum(backlog) < QEMUS_OWN_BYTES, backlog
     assert numbers["memory_bytes"] < scanned_bytes + 32 * MIB
     assert ksm.read("full_scans") == full_scans
     assert ksm.settings() == IDLE

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.lab.browser import chromium, open_page
 from tests.lab.cockpit import CockpitHost
+from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import (
     NOBODY,
     PLANTED_HISTORIES,
@@ -34,7 +35,6 @@ from tests.lab.libvirtd import PrivateLibvirtd
 
 pytestmark = pytest.mark.real
 
-HANG_S = 30.0
 PAGE = "/cockpit/@localhost/virtksm/index.html"
 SOMETHING_WRONG = re.compile("does not understand|does not answer as it should|No agent runs")
 

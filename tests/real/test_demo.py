@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.lab.fixtures import REPO
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import KsmState, ksm_lock, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
@@ -23,7 +24,6 @@ from virtksm.paths import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 pytestmark = pytest.mark.real
 
 DEMO = [str(REPO / "script" / "demo"), "--guests", "2", "--duration", "20"]
-HANG_S = 100.0
 HANDED_BACK = ("run", "pages_to_scan", "sleep_millisecs", "merge_across_nodes", "advisor_mode")
 
 
@@ -38,7 +38,16 @@ class Demo:
             )
 
     def wait_said(self, text: str) -> None:
-        wait_until(lambda: text in self._output.read_text(encoding="utf-8"), HANG_S, text)
+        """Wait until it has said this; fails at once if it ends before."""
+
+        def is_said() -> bool:
+            has_ended = self.process.poll() is not None  # before the look: nothing is said after it
+            if text in (output := self._output.read_text(encoding="utf-8")):
+                return True
+            assert not has_ended, f"it has ended with {self.process.returncode} and not said {text!r}:\n{output}"
+            return False
+
+        wait_until(is_said, HANG_S, text)
 
     def wait_ended(self) -> tuple[int, str]:
         code = self.process.wait(HANG_S)

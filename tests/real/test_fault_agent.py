@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.footprint import calm_footprint, read_footprint
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory
+from tests.real.agent_process import STEPPING_LAW, AgentFactory
 
 pytestmark = pytest.mark.real
 
@@ -28,7 +29,7 @@ def run_pass(start_agent: AgentFactory, uri: str, *, last_step: int) -> tuple[in
         check=False,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
     )
     assert done.stderr == ""
     return done.returncode, done.stdout.split("\n")[:-1]

@@ -12,9 +12,10 @@ import libvirt
 import pytest
 
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, AgentFactory, AgentHome
+from tests.real.agent_process import AgentFactory, AgentHome
 from virtksm.config.load import load
 from virtksm.host.libvirt_connection import open_host
 from virtksm.host.local_facts import ProcFacts, boottime_s

@@ -12,10 +12,11 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
-from tests.lab.footprint import calm_footprint, read_footprint
-from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
+from tests.lab.footprint import calm_footprint, read_footprint, still_footprint
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
-from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
@@ -49,9 +50,14 @@ def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest
     connection = libvirt.open(libvirtd.uri)
     running = len(connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE))
     connection.close()
-    last = agent.step()
-    assert last["sensed"]["guests"] == running
-    assert ksm.read("pages_to_scan") == last["after"]["pages_to_scan"] >= len(agent.lines("pass_completed"))
+
+    def seen_and_set() -> tuple[int, int]:
+        last = agent.step()
+        pages = ksm.read("pages_to_scan")
+        assert pages >= len(agent.lines("pass_completed"))
+        return last["sensed"]["guests"], pages - last["after"]["pages_to_scan"]
+
+    wait_agreed(lambda: (seen_and_set(), (running, 0)), HANG_S, "the last event to be heard")
     assert agent.lines("foreign_value_found") == []
     now = calm_footprint(agent.pid)
     assert (now.held, now.processes) == (warm.held, running + 1)  # ksmd is one, too
@@ -104,7 +110,7 @@ def test_a_stranded_sweep_does_one_batch_a_minute_and_is_ended_by_what_comes_bac
     agent.wait_for_pass()
     agent.reload()
     agent.wait_for("pass_completed", lambda line: line["decision"]["rule"] == "idle")
-    assert ksm.settings() == IDLE
+    wait_agreed(lambda: ((agent.step()["decision"]["rule"], ksm.settings()), ("idle", IDLE)), HANG_S, "ksmd to be idle")
 
 
 def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_when_it_goes_on(
@@ -117,7 +123,7 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         assert "open: no answer within 1 s" in first["error"]
         again = agent.wait_for("libvirt_unreachable")
         assert "still waiting for open" in again["error"]
-        wedged = read_footprint(agent.pid)
+        wedged = still_footprint(agent.pid)
         with ThreadPoolExecutor() as pool:
             for done in pool.map(lambda _: agent.home.run("retune", "--connect", agent.uri), range(6)):
                 assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
@@ -125,7 +131,7 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         assert (told["connected"], told["answers"]) == (False, False)
         assert told["waiting_for"] in ("a connection", "open")
         assert "not answering" in agent.home.run("status").stdout
-        assert read_footprint(agent.pid).threads == wedged.threads
+        assert still_footprint(agent.pid).threads == wedged.threads
         assert ksm.settings() == DEFAULTS
     finally:
         libvirtd.resume()

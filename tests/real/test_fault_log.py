@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentHome
+from tests.real.agent_process import STEPPING_LAW, AgentHome
 from virtksm.agent.control_client import ask
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.lab.fleet import Fleet, running_fleet
+from tests.lab.hang import HANG_S
 from tests.real.agent_process import AgentHome
 
 pytestmark = pytest.mark.real
 
-HANG_S = 100.0
 NAMES = [f"node{number:02}" for number in range(1, 31)]
 DEAD, REFUSING, STOPPED = NAMES[3::10], NAMES[6::10], NAMES[8::10]
 ASKING = NAMES[1:2]

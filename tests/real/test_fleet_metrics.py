@@ -14,9 +14,10 @@ import pytest
 
 from tests.lab.dashboard import FLEET, as_asked, read_dashboard
 from tests.lab.fleet_metrics import OLD_VERSION, Fleet
-from tests.lab.ksm import wait_until
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import wait_agreed
 from tests.lab.ports import free_port
-from tests.lab.prometheus import LIMIT_S, RULES, PrivatePrometheus, configured, list_targets
+from tests.lab.prometheus import RULES, PrivatePrometheus, configured, list_targets
 from virtksm import __version__
 
 pytestmark = pytest.mark.real
@@ -31,11 +32,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def wait_for(read: Callable[[], object], expected: object) -> None:
-    try:
-        wait_until(lambda: read() == expected, LIMIT_S, f"Prometheus to say {expected}")
-    except TimeoutError as error:
-        error.add_note(f"it says {read()}")
-        raise
+    wait_agreed(lambda: (read(), expected), HANG_S, "Prometheus to say so")
 
 
 def by_label(prometheus: PrivatePrometheus, label: str, expression: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ import pytest
 
 from demo.guests import PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
@@ -200,10 +201,10 @@ def unmerge_until(daemon: PrivateLibvirtd, pid: int, uuid: str, happens: Callabl
     thread.start()
     watching = libvirt.open(daemon.uri)
     domain = watching.lookupByUUIDString(uuid)
-    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 20.0, "QEMU to be frozen")
-    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, 20.0, "its monitor to be asked")
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, HANG_S, "QEMU to be frozen")
+    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, HANG_S, "its monitor to be asked")
     happens()
-    thread.join(20.0)
+    thread.join(HANG_S)
     (error,) = errors
     return error
 

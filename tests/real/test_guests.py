@@ -15,7 +15,8 @@ import pytest
 
 from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, RunningGuest
-from tests.lab.ksm import Ksm, merging_pages, merging_pages_of_others
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import Ksm, merging_pages, merging_pages_of_others, wait_agreed
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import AgentHome
@@ -124,8 +125,13 @@ def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     """Twins save alike, and each guest that cannot merge says why."""
     found = by_name(home.told("guests", "--connect", uri))
     assert set(found) == {"twin1", "twin2", "big", "apart", *BACKINGS}
-    few = home.told("guests", "twin2", found["apart"]["uuid"], "--connect", uri)
-    assert by_name(few) == {name: found[name] for name in ("twin2", "apart")}
+
+    def two_and_of_all() -> tuple[Json, Json]:
+        few = home.told("guests", "twin2", found["apart"]["uuid"], "--connect", uri)
+        all_of_them = by_name(home.told("guests", "--connect", uri))
+        return by_name(few), {name: all_of_them[name] for name in ("twin2", "apart")}
+
+    wait_agreed(two_and_of_all, HANG_S, "two guests to be told of as among all")
     missed = home.run("guests", "twin2", "gone", "--connect", uri)
     assert (missed.returncode, missed.stdout) == (1, "")
     assert "no running guest is called gone" in missed.stderr

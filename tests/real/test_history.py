@@ -11,8 +11,9 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.real.agent_process import HANG_S, PARKING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentHome
 from virtksm.cli.history import Excerpt, read_decisions, read_history
 from virtksm.cli.main import parse
 from virtksm.store.history import HistoryFile
@@ -58,8 +59,9 @@ def test_a_guest_whose_balloon_chatters_fills_neither_the_log_nor_the_history(
         ("started", "loud"),
     ]
     assert len(events) < len(heard), "of those in a minute the last is kept"
-    decisions = read_decisions(options_of(agent.home, agent.uri), 100)
-    assert [line.triggers.names for line in decisions] == [["connected"], ["started"], ["started"]]
+    asked = [line.triggers.names for line in read_decisions(options_of(agent.home, agent.uri), 100)]
+    assert (len(asked), asked[0]) == (3, ["connected"])
+    assert all("started" in triggers for triggers in asked[1:]), "a balloon's may have come with it"
 
 
 def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory, guest: GuestFactory) -> None:
@@ -80,7 +82,8 @@ def test_it_outlives_the_agent_also_one_that_is_killed(start_agent: AgentFactory
     assert stat.S_IMODE(file_of(agent.home).stat().st_mode) == 0o600
 
     alone = excerpt(agent.home, agent.uri)
-    assert (alone.events, len(alone.samples)) == (seen.events, len(seen.samples)), "the file tells without an agent"
+    assert alone.events == seen.events, "the file tells without an agent"
+    assert len(alone.samples) >= len(seen.samples), "one is taken every ten seconds"
     decisions = read_decisions(options_of(agent.home, agent.uri), 100)
     assert [line.triggers.names for line in decisions] == [["connected"], ["started"]]
 

@@ -26,10 +26,11 @@ import pytest
 
 from tests.lab.churn import end_guests
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, ready, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.hook import Listener, install_hook, install_recorder, read_records
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, VIRTKSM, AgentFactory, AgentHome, AgentProcess
+from tests.real.agent_process import VIRTKSM, AgentFactory, AgentHome, AgentProcess
 
 pytestmark = pytest.mark.real
 
@@ -275,7 +276,8 @@ class OneShots:
         """Read the passes so far; raises ValueError with whatever else a one-shot said."""
         if not self._output.exists():
             return []
-        return [json.loads(line) for line in self._output.read_text(encoding="utf-8").splitlines()]
+        lines = self._output.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait_guests(self, count: int) -> None:
         """Wait until the last pass has seen so many guests, and no other is to come."""

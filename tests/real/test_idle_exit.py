@@ -6,15 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import libvirt
 import pytest
 
 from tests.lab import activation
 from tests.lab.fixtures import QEMU_CACHE, GuestFactory, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, AgentFactory
+from tests.real.agent_process import AgentFactory
 
 pytestmark = pytest.mark.real
 
@@ -28,9 +30,11 @@ class ActivatedLibvirtd(PrivateLibvirtd):
     @property
     def serving_pid(self) -> int | None:
         """Tell the daemon's pid; None while there is none."""
-        return int(self.pid_file.read_text(encoding="ascii")) if self.pid_file.exists() else None
+        with suppress(FileNotFoundError):
+            return int(self.pid_file.read_text(encoding="ascii") or 0) or None
+        return None
 
-    def wait_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_ready(self, timeout_s: float = HANG_S) -> None:
         super().wait_ready(timeout_s)
         libvirt.open(self.uri).close()
 

@@ -11,9 +11,10 @@ import pytest
 
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome
 from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.cli.nodes import change_here

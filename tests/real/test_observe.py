@@ -8,8 +8,9 @@ import pytest
 
 from bench.sim.real_memory import MergeableProcess
 from demo.guests import PayloadGuest
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
-from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory
+from tests.real.agent_process import UNSETTLED_LAW, AgentFactory
 from tests.real.test_agent_conflict import virsh_sets
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -14,9 +14,10 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
+from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome, AgentProcess, Line
 from virtksm.guests.xml import NAMESPACE
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]

@@ -13,9 +13,10 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import REPO, GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, KsmState, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, STEPPING_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

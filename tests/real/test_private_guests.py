@@ -12,9 +12,10 @@ import pytest
 
 from demo.guests import memory_device_xml
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, SWEEPING_LAW, AgentFactory, AgentProcess
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentProcess
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, DIMM_MIB, OCCUPIED, TAINTED, merged_kib, taints, twin
 from tests.real.test_off import declare_private
 from virtksm.agent.guest_switches import MAX_HANGING
@@ -158,7 +159,7 @@ def test_a_guest_that_hangs_costs_no_other_and_an_agent_killed_meanwhile_leaves_
     agent = start_agent(enforcing(["vault-*"], call_timeout_s=3))
     wait_known(agent, ["vault-2"], ["vault-1"])
     domain = libvirt_conn.lookupByUUIDString(hung.domain.UUIDString())
-    assert domain.controlInfo()[0] == OCCUPIED
+    wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, HANG_S, "its monitor to be asked")
     agent.kill()
     os.kill(hung.pid, signal.SIGCONT)
     agent = start_agent(None)

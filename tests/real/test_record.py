@@ -13,8 +13,9 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentHome
+from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentHome
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 

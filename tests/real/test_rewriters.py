@@ -10,9 +10,10 @@ import pytest
 from bench.sim.real_memory import COMMON, MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, merging_pages, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import HANG_S, UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
+from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
 from virtksm.host.local_facts import read_merged
 from virtksm.paths import LOCAL, RuntimePaths

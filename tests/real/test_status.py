@@ -9,6 +9,8 @@ import subprocess
 
 import pytest
 
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import wait_until
 from tests.lab.nobody import run_as_nobody
 from tests.real.agent_process import STEPPING_LAW, AgentFactory, AgentHome
 
@@ -38,6 +40,6 @@ def test_the_group_of_the_configuration_may_read_it_until_a_reload_takes_that_ba
     home.configure(STEPPING_LAW)
     agent.signal(signal.SIGHUP)
     agent.wait_for("config_reloaded")
-    assert json.loads(status_as_nobody(home, gid).stdout)["agent"] is None
+    wait_until(lambda: json.loads(status_as_nobody(home, gid).stdout)["agent"] is None, HANG_S, "the socket to go")
     assert agent.stop() == 0
     assert list((home.runtime_dir / "agent").glob("*.sock*")) == []

@@ -11,7 +11,8 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.guest_memory import zero_mapped_kib
-from tests.lab.ksm import IDLE, Ksm
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
 
@@ -43,19 +44,25 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
     line = wait_until_covered(agent, GUESTS)
     full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
+    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
     came_free = full - resident_bytes(running)
     assert came_free >= 0.9 * GUESTS * ZERO_MIB * MIB
-    assert ksm.settings() == IDLE
     assert line["decision"]["numbers"]["merge_ratio"] > 0.5, "it has merged more than was expected"
 
-    now = agent.home.told("status")["now"]
+    def by_status() -> dict[str, int]:
+        return dict(agent.home.told("status")["now"])
+
+    def saved_and_freed() -> tuple[tuple[int, int], tuple[int, int]]:
+        told, now = agent.home.told("guests", "--connect", agent.uri), by_status()
+        freed = sum(one["freed_bytes"] for one in told["guests"])
+        return (told["host"]["saved_bytes"], freed), (now["saved_bytes"], now["freed_bytes"])
+
+    wait_agreed(saved_and_freed, HANG_S, "the status and the list of the guests to say the same")
+    now = by_status()
     unmapped = now["freed_bytes"] + now["ksm_zero_pages"] * now["page_bytes"]
     assert now["saved_bytes"] == unmapped + now["pages_sharing"] * now["page_bytes"]
     assert unmapped <= zero_bytes(running) + MIB, "it is never too high"
     assert unmapped == pytest.approx(came_free, rel=0.05)
-    told = agent.home.told("guests", "--connect", agent.uri)
-    assert told["host"]["saved_bytes"] == now["saved_bytes"]
-    assert sum(one["freed_bytes"] for one in told["guests"]) == now["freed_bytes"]
 
     running[0].domain.destroy()
     agent.step()

@@ -17,6 +17,7 @@ import pytest
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
 from tests.lab.agent_bench import Bench, FakeConnection, guest
+from tests.lab.hang import HANG_S
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of
@@ -27,7 +28,6 @@ from virtksm.host.systemd import Notifier
 from virtksm.model.decision import Trigger
 
 SHORT_S = 0.02
-LONG_S = 30.0
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class HangingSwitch(FakeSwitch):
     released: threading.Event = field(default_factory=threading.Event)
 
     def turn_off(self) -> None:
-        self.released.wait(LONG_S)
+        self.released.wait(HANG_S)
         super().turn_off()
 
 
@@ -63,7 +63,7 @@ async def lives(bench: Bench) -> None:
 
 def hanging_read(released: threading.Event) -> Callable[[], FreshConfig]:
     def read() -> FreshConfig:
-        released.wait(LONG_S)
+        released.wait(HANG_S)
         return FreshConfig(config=Config(coalesce_ms=1))
 
     return read
@@ -95,7 +95,7 @@ async def test_a_reload_that_takes_too_long_keeps_the_old_configuration_and_says
         await lives(bench)
         released.set()
         await bench.until(lambda: bench.agent.configuration.calls.waiting is None)
-        configuration.calls.limit_s = LONG_S
+        configuration.calls.limit_s = HANG_S
         assert (await bench.ask("reload"))["ok"] is True
         assert configuration.in_force.coalesce_ms == 1
         assert bench.agent.reporter.tally.config_is_read
@@ -139,7 +139,7 @@ async def test_signals_that_come_while_it_reads_are_one_reload(bench: Bench, rel
 
     def slow() -> FreshConfig:
         read.release()
-        released.wait(LONG_S)
+        released.wait(HANG_S)
         return FreshConfig(config=bench.config)
 
     async with bench.running():
@@ -169,7 +169,7 @@ async def test_a_disk_that_hangs_fails_the_switch_and_nothing_else(
             await lives(bench)
         if comes_back:
             released.set()
-            bench.requests.switch_calls.limit_s = LONG_S
+            bench.requests.switch_calls.limit_s = HANG_S
             await bench.until(lambda: bench.requests.switch_calls.waiting is None)
             assert (await bench.ask("pause"))["ok"] is True
     assert bench.code is ExitCode.DONE, "and it ends while the disk hangs"
@@ -196,7 +196,7 @@ class FaultyXml(FakeHypervisor):
         if uuid == "uuid of 1":
             raise RuntimeError("a bug")
         if uuid == "uuid of 9":
-            self.released.wait(LONG_S)
+            self.released.wait(HANG_S)
         return "<domain/>"
 
 
@@ -230,7 +230,7 @@ async def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench:
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(LONG_S)
+        listening.settimeout(HANG_S)
         yield listening
 
 

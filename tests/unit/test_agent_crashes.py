@@ -18,6 +18,7 @@ import pytest
 
 from tests.fakes import BUSY, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
+from tests.lab.hang import HANG_S
 from virtksm.agent.control_client import ask
 from virtksm.agent.sockets import ControlServer, bind_socket
 from virtksm.config.schema import Config
@@ -29,7 +30,6 @@ from virtksm.model.decision import Trigger
 from virtksm.policy.base import Policy
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 
-LONG_S = 30.0
 CRASHES = ("pass_crashed", "request_failed", "task_crashed")
 REQUESTS: tuple[dict[str, object], ...] = (
     {"op": "status"},
@@ -133,7 +133,7 @@ async def ask_all(bench: Bench, path: str) -> None:
     """Make every request, each of which has to be answered."""
     server = ControlServer(bind_socket(path), bench.requests.handle, crashed=bench.agent.reporter.request_failed)
     for request in REQUESTS:
-        answer = await asyncio.to_thread(ask, path, request, timeout_s=LONG_S)
+        answer = await asyncio.to_thread(ask, path, request, timeout_s=HANG_S)
         assert answer is not None
         assert answer["ok"] is True or "error" in answer, (request, answer)
     server.clients.close()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes import FakeHypervisor
 from tests.lab.agent_bench import unchanging
+from tests.lab.hang import HANG_S
 from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
 from virtksm.errors import LibvirtUnreachable, SensingFailed
@@ -209,7 +210,7 @@ async def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_
     libvirt.faults["u0"] = LibvirtUnreachable("gone")
     reader.see(many, again=False)
     reading = asyncio.create_task(reader.read_when_due())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_S):
         while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
             await asyncio.sleep(0.001)
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
-from virtksm.agent.headroom import RISE_S, STEP, Room, Rooms, steady
+from virtksm.agent.headroom import RISE_S, STEP, Rooms, SteadyRoom, steady
 from virtksm.agent.passes import DonePass
 from virtksm.config.schema import Config
 from virtksm.guests.headroom import find_headroom, find_reserve_kib, host_of, need_of
@@ -129,5 +129,5 @@ def test_a_pass_that_reads_ksm_alone_changes_nothing_and_memory_that_comes_back_
 
 
 def test_a_room_without_a_wait_is_the_whole_state() -> None:
-    assert steady(None, 7, 0.0, STEP_KIB) == Room(7)
-    assert steady(Room(7, 20, 1.0), 8, 2.0, STEP_KIB) == Room(7)
+    assert steady(None, 7, 0.0, STEP_KIB) == SteadyRoom(7)
+    assert steady(SteadyRoom(7, 20, 1.0), 8, 2.0, STEP_KIB) == SteadyRoom(7)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import SAMPLE, FakeClock, FakeHistory
+from tests.lab.hang import HANG_S
 from tests.lab.samples import a_pass
 from virtksm.agent.history import MAX_WAITING_DECISIONS, MAX_WAITING_EVENTS, MAX_WAITING_SAMPLES, HistoryWriter
 from virtksm.agent.requests import BadRequest, answer_decisions, answer_history
@@ -25,7 +26,6 @@ from virtksm.trace import Pass
 from virtksm.trace.text import parse_summary
 from virtksm.values import replace
 
-LONG_S = 30.0
 NEVER_S = 3600.0
 WALL_S = 1_800_000_000.0
 EVENT = DomainEvent(trigger=Trigger.STARTED, guest="vm", uuid="u", detail="booted", heard_s=1.0)
@@ -58,18 +58,18 @@ class Desk:
             self.written.append,
             self.failed.append,
             wall_clock=lambda: WALL_S + self.clock.now_s,
-            **{"write_s": 0.001, "disk_limit_s": LONG_S, **limits},
+            **{"write_s": 0.001, "disk_limit_s": HANG_S, **limits},
         )
         self.history_writer.write_to(self.history)
         writing = asyncio.create_task(self.history_writer.keep_writing())
-        async with asyncio.timeout(LONG_S):
+        async with asyncio.timeout(HANG_S):
             yield
         self.history_writer.end()
-        await asyncio.wait_for(writing, LONG_S)
+        await asyncio.wait_for(writing, HANG_S)
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(LONG_S):
+    async with asyncio.timeout(HANG_S):
         while not condition():  # noqa: ASYNC110  # a fake history sets no event
             await asyncio.sleep(0.001)
 
@@ -161,7 +161,7 @@ class HangingHistory(FakeHistory):
 
     def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it
         self.tries += 1
-        self.released.wait(LONG_S)
+        self.released.wait(HANG_S)
         return super().add(*batch)
 
 
@@ -210,7 +210,7 @@ async def test_a_hanging_disk_costs_one_thread_and_blocks_nobody_and_nothing_is_
             assert (history.tries, threading.active_count()) == (1, threads)
             with pytest.raises(VirtksmError, match="does not answer"):
                 await desk.history_writer.samples(0)
-            desk.history_writer._calls.limit_s = LONG_S
+            desk.history_writer._calls.limit_s = HANG_S
             history.released.set()
             await until(lambda: len(desk.history.kept_events) == 5)
             assert len(await desk.history_writer.events(0, 100)) == 5

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import BUSY, FakeChoices, FakeFacts, FakeHistory
 from tests.lab.agent_bench import URI, Bench, guest
 from virtksm.agent.configuration import FreshConfig
-from virtksm.agent.guest_switches import Here
+from virtksm.agent.guest_switches import ThisHost
 from virtksm.config.schema import Config
 from virtksm.errors import ConfigError, ConfigFault, ExitCode, LibvirtUnreachable
 from virtksm.guests.choices import COMMAND, Choice
@@ -119,7 +119,7 @@ async def test_a_guest_that_a_command_takes_out_or_lets_in_has_a_pass_that_knows
 
     async def choose(*, merge: bool) -> None:
         choices.note(one.uuid, replace(out, merge=merge))
-        bench.agent.listeners.switches.connect(Here(choices, FakeFacts))
+        bench.agent.listeners.switches.connect(ThisHost(choices, FakeFacts))
         await bench.until(lambda: [seen.can_merge for seen in sensed(bench)] == [merge])
         assert bench.events("pass_completed")[-1]["triggers"] == ["guests"]
 

@@ -12,7 +12,7 @@ import pytest
 from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls, Waiting
 
-HANG_S = 0.01
+SHORT_S = 0.01
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until
 ) -> None:
     goes_on, was_called, late = threading.Event(), threading.Event(), list[Waiting | None]()
     with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
-        calls.run("hanging", goes_on.wait, HANG_S, late=lambda _error: late.append(calls.waiting))
+        calls.run("hanging", goes_on.wait, SHORT_S, late=lambda _error: late.append(calls.waiting))
     with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
         calls.run("next", was_called.set, 60.0)
     assert not was_called.is_set()

@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from virtksm.agent.calls import BlockingCalls
 from virtksm.errors import LibvirtTimeout
 
-LONG_S = 60.0
 AT_ONCE_S = 0.01
 MORE_THAN_THERE_IS = 1 << 46
 """Bytes for a thread's stack."""
@@ -33,7 +33,7 @@ async def over(calls: BlockingCalls, hanging: Callable[[], object]) -> None:
 async def works_again(calls: BlockingCalls) -> None:
     while True:
         try:
-            assert await calls.run("next", lambda: 1, LONG_S) == 1
+            assert await calls.run("next", lambda: 1, HANG_S) == 1
         except LibvirtTimeout:
             await asyncio.sleep(0)
         else:
@@ -43,9 +43,9 @@ async def works_again(calls: BlockingCalls) -> None:
 async def fails(calls: BlockingCalls, fail: Callable[[], object], error: type[BaseException], told: str) -> None:
     """Hold a call to fail so, and the next to be made all the same."""
     with pytest.raises(error, match=told):
-        await calls.run("fail", fail, LONG_S)
+        await calls.run("fail", fail, HANG_S)
     assert calls.waiting is None
-    assert await calls.run("next", lambda: 1, LONG_S) == 1
+    assert await calls.run("next", lambda: 1, HANG_S) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ async def test_where_the_system_has_no_thread_left_nothing_is_waited_for_and_the
     usual = threading.stack_size(MORE_THAN_THERE_IS)
     try:
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            await calls.run("fail", lambda: 0, LONG_S)
+            await calls.run("fail", lambda: 0, HANG_S)
     finally:
         threading.stack_size(usual)
     assert calls.waiting is None
-    assert await calls.run("next", lambda: 1, LONG_S) == 1
+    assert await calls.run("next", lambda: 1, HANG_S) == 1
 
 
 async def test_calls_run_one_after_the_other_in_their_order(calls: BlockingCalls) -> None:
@@ -85,7 +85,7 @@ async def test_calls_run_one_after_the_other_in_their_order(calls: BlockingCalls
         order.append(("begun", number))
         order.append(("ended", number))
 
-    await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), LONG_S) for n in range(20)))  # type: ignore[misc]
+    await asyncio.gather(*(calls.run(f"call {n}", lambda n=n: work(n), HANG_S) for n in range(20)))  # type: ignore[misc]
     assert order == [(what, number) for number in range(20) for what in ("begun", "ended")]
 
 
@@ -97,7 +97,7 @@ async def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_with
     threads = threading.active_count()
     for _ in range(3):
         with pytest.raises(LibvirtTimeout, match="next: still waiting for slow"):
-            await calls.run("next", lambda: 1, LONG_S)
+            await calls.run("next", lambda: 1, HANG_S)
     assert threading.active_count() == threads
     let_go.set()
     await works_again(calls)
@@ -120,11 +120,11 @@ async def test_when_the_abandoned_call_returns_its_result_is_discarded_what_is_o
     with pytest.raises(LibvirtTimeout):
         await calls.run("open", hang, AT_ONCE_S, discard=discard)
     with pytest.raises(LibvirtTimeout, match="close: still waiting for open"):
-        await calls.run("close", closed.set, LONG_S, is_deferred=True)
+        await calls.run("close", closed.set, HANG_S, is_deferred=True)
     assert (taken, closed.is_set()) == ([], False)
     let_go.set()
-    assert await asyncio.to_thread(closed.wait, LONG_S)
-    assert await asyncio.to_thread(discarded.wait, LONG_S)
+    assert await asyncio.to_thread(closed.wait, HANG_S)
+    assert await asyncio.to_thread(discarded.wait, HANG_S)
     assert taken == ["late connection"]
     await works_again(calls)
 
@@ -139,19 +139,19 @@ async def test_a_failure_that_comes_too_late_is_forgotten(calls: BlockingCalls) 
 
     await over(calls, hang)
     let_go.set()
-    await asyncio.to_thread(ended.wait, LONG_S)
+    await asyncio.to_thread(ended.wait, HANG_S)
     await works_again(calls)
 
 
 async def test_a_cancelled_call_counts_as_abandoned_until_it_returns(calls: BlockingCalls) -> None:
     let_go = threading.Event()
-    asked = asyncio.create_task(calls.run("slow", let_go.wait, LONG_S))
+    asked = asyncio.create_task(calls.run("slow", let_go.wait, HANG_S))
     await asyncio.sleep(0)
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
     with pytest.raises(LibvirtTimeout):
-        await calls.run("next", lambda: 1, LONG_S)
+        await calls.run("next", lambda: 1, HANG_S)
     let_go.set()
 
 
@@ -165,7 +165,7 @@ def test_a_loop_that_has_ended_meanwhile_does_not_matter() -> None:
     workers = [thread for thread in threading.enumerate() if thread.name == "call-slow"]
     assert len(workers) == 1
     let_go.set()
-    workers[0].join(LONG_S)
+    workers[0].join(HANG_S)
     assert not workers[0].is_alive()
 
 
@@ -179,7 +179,7 @@ async def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_mome
 
     def cancel_behind_the_end(thread: threading.Thread) -> None:
         # The thread's last act is to queue the call's end: after it, and before anybody hears of it.
-        thread.join(LONG_S)
+        thread.join(HANG_S)
         loop.call_soon(opening.cancel)
 
     def call() -> str:
@@ -188,10 +188,10 @@ async def test_a_cancellation_is_never_lost_to_a_call_that_ends_in_the_same_mome
             raise KeyError("refused")
         return "connection"
 
-    opening = asyncio.create_task(calls.run("open", call, LONG_S, discard=discarded.append))
+    opening = asyncio.create_task(calls.run("open", call, HANG_S, discard=discarded.append))
     with pytest.raises(asyncio.CancelledError):
         await opening
-    assert await calls.run("next", lambda: 1, LONG_S) == 1
+    assert await calls.run("next", lambda: 1, HANG_S) == 1
     while not (fails or discarded):  # noqa: ASYNC110  # nobody else closes it
         await asyncio.sleep(0.001)
     assert discarded == ([] if fails else ["connection"])
@@ -211,12 +211,12 @@ async def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garb
     def fail() -> None:
         held = Held()
         kept.append(weakref.ref(held))
-        go_on.wait(LONG_S)
+        go_on.wait(HANG_S)
         raise KeyError("lost")
 
     async def attempt() -> None:
         with suppress(KeyError, LibvirtTimeout):
-            await calls.run("fail", fail, AT_ONCE_S if is_late else LONG_S)
+            await calls.run("fail", fail, AT_ONCE_S if is_late else HANG_S)
 
     gc.disable()
     try:

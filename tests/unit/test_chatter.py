@@ -14,7 +14,8 @@ import pytest
 
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.lab.agent_bench import listeners_of
-from tests.unit.test_agent_history import LONG_S, WALL_S, until
+from tests.lab.hang import HANG_S
+from tests.unit.test_agent_history import WALL_S, until
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, News
 from virtksm.agent.log import Reporter
@@ -110,10 +111,10 @@ async def test_thousands_of_balloon_events_of_one_guest_stay_within_bounds(
         hear(event(Trigger.BALLOON, "loud", f"balloon {number} KiB"), *[Trigger.TIMER] * (number % 3 == 0))
         if host.clock.now_s - written_s >= 60:
             written_s = host.clock.now_s
-            await asyncio.wait_for(written(), LONG_S)
+            await asyncio.wait_for(written(), HANG_S)
     hear(event(Trigger.STOPPED, "other", "shut down"))
     history_writer.end()
-    await asyncio.wait_for(writing, LONG_S)
+    await asyncio.wait_for(writing, HANG_S)
     most_news = MAX_AT_ONCE + events * EVERY_S / REFILL_S + 3
     lines = Counter(said)
     assert lines.pop("pass_completed") <= most_news

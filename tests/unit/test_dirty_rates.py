@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes import FakeHypervisor
+from tests.lab.hang import HANG_S
 from virtksm.agent.dirty_rates import MAX_HANGING, MEASURE_S, PACE_S, RETRY_S, DirtyRates, turn_every_s
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.model.snapshot import Guest
@@ -16,7 +17,6 @@ from virtksm.values import replace
 
 GIB = 1024 * 1024
 SHORT_S = 0.05
-LONG_S = 60.0
 
 
 def guest(number: int, rss_kib: int = GIB) -> Guest:
@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(self, *mib_per_s: int) -> None:
         self.now_s = 1000.0
-        self.limit_s = LONG_S
+        self.limit_s = HANG_S
         self.hypervisor = FakeHypervisor(
             dirty_mib_per_s={guest(number).uuid: rate for number, rate in enumerate(mib_per_s)},
             xml={guest(number).uuid: "" for number in range(len(mib_per_s))},
@@ -57,7 +57,7 @@ class Bench:
 
     @property
     def is_due(self) -> bool:
-        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.hanging]
+        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.calls.hanging]
         return self.now_s >= max(min(due_s), self.dirty.retry_s) if due_s else False
 
     async def wait(self) -> None:
@@ -264,7 +264,7 @@ async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
     first, second, third = bench.guests
     host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
     bench.host = bench.hypervisor = host
-    for bench.limit_s in (LONG_S, SHORT_S, LONG_S):  # short for the one that hangs
+    for bench.limit_s in (HANG_S, SHORT_S, HANG_S):  # short for the one that hangs
         await bench.step(times=1)
     assert [second.name in str(error) for error in bench.failures] == [True]
     await bench.step(MEASURE_S + 2)

@@ -27,7 +27,7 @@ from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Verdict, worst
 from virtksm.doctor.reading.files import MAX_BYTES
-from virtksm.doctor.reading.libvirt import Guests, SeenGuest
+from virtksm.doctor.reading.libvirt import Guests, GuestSeen
 from virtksm.doctor.reading.zero_pages import ZeroPages, parse_anonymous
 from virtksm.errors import Cause, LibvirtUnreachable
 from virtksm.guests.process import GuestProcess, ProcessKsm
@@ -46,7 +46,7 @@ ELSEWHERE = replace(HEALTHY, here=DoesNotApply("another machine: run this comman
 UNREACHABLE = LibvirtUnreachable("no", remedy="start it")
 GIB = 1024 * 1024
 OTHERS = OtherProcesses(kib=2 * GIB, processes=3, unread=0)
-NO_XML = Guests(running=(SeenGuest(GUEST),), unread=("the XML of 'web' is no XML",))
+NO_XML = Guests(running=(GuestSeen(GUEST),), unread=("the XML of 'web' is no XML",))
 OFF = Pause(since="2026-01-01T00:00:00Z")
 KSM = "sys/kernel/mm/ksm"
 THP = "sys/kernel/mm/transparent_hugepage/enabled"
@@ -178,14 +178,14 @@ REPORTING = GuestXml(reports_free_pages=True)
 
 
 def with_xml(web: GuestXml, vault: GuestXml, **config: tuple[str, ...]) -> Facts:
-    guests = Guests(running=(SeenGuest(GUEST, web), SeenGuest(VAULT, vault)))
+    guests = Guests(running=(GuestSeen(GUEST, web), GuestSeen(VAULT, vault)))
     return replace(configured(HEALTHY, **config), libvirt=replace(LIBVIRT, guests=guests))
 
 
 def unmerged(*, is_read: bool = True) -> Facts:
     """Return facts of guests that can merge by their XML, one of them private and unmerged, as this user may read."""
-    vault = SeenGuest(VAULT, GuestXml(), is_unmerged=is_read)
-    return with_guests(running=(SeenGuest(GUEST, GuestXml()), vault))
+    vault = GuestSeen(VAULT, GuestXml(), is_unmerged=is_read)
+    return with_guests(running=(GuestSeen(GUEST, GuestXml()), vault))
 
 
 def excluding(policy: str = "adaptive", **agent: object) -> Facts:
@@ -210,7 +210,7 @@ def with_zero_pages(*sampled: tuple[int, int]) -> Facts:
 def swapped(kib: int) -> Facts:
     """Return healthy facts but for a guest that holds 1 GiB, and this much in swap."""
     process = GuestProcess(arguments=(), ksm=None, swapped_kib=kib)
-    return with_guests(running=(SeenGuest(replace(GUEST, rss_kib=GIB), process=process), SeenGuest(VAULT)))
+    return with_guests(running=(GuestSeen(replace(GUEST, rss_kib=GIB), process=process), GuestSeen(VAULT)))
 
 
 def limited(limit_gib: int, memory_gib: int, *, has_hugepages: bool = False) -> Facts:
@@ -577,7 +577,7 @@ def test_remedies_fit_the_host() -> None:
 
 def test_long_lists_of_guests_are_cut() -> None:
     many = (replace(GUEST, uuid=str(number), name=f"g{number}") for number in range(7))
-    guests = Guests(running=tuple(SeenGuest(one, GuestXml(is_shared=True)) for one in many))
+    guests = Guests(running=tuple(GuestSeen(one, GuestXml(is_shared=True)) for one in many))
     detail = outcome(with_libvirt(guests=guests), "guests_merge").detail
     assert detail.startswith("7 of 7 cannot: g0 (shared memory")
     assert detail.endswith("g4 (shared memory (memfd or file)) and 2 more")

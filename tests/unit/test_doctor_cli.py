@@ -18,7 +18,7 @@ from virtksm.doctor.checks import CHECKS, examine
 from virtksm.doctor.facts import Here, find_kept_off, read_facts
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.libvirt import Guests, Libvirt, SeenGuest, read_libvirt
+from virtksm.doctor.reading.libvirt import Guests, GuestSeen, LibvirtSeen, read_libvirt
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
@@ -73,7 +73,7 @@ def test_checks_are_chosen_by_name_or_group_and_a_word_that_means_none_is_told_w
 
 def test_a_guests_name_cannot_forge_lines() -> None:
     bad = replace(GUEST, name="x\n kernel: fine : PASS\033[2J")
-    guests = Guests(running=(SeenGuest(bad, GuestXml(is_shared=True)),))
+    guests = Guests(running=(GuestSeen(bad, GuestXml(is_shared=True)),))
     lines = to_lines(finding_rows(examine(with_libvirt(guests=guests)), shows_all=False))
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 3
@@ -130,7 +130,7 @@ def test_another_machine_and_an_unknown_alias_are_not_judged_by_this_ones_files(
 
 def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
     seen, _ = read_libvirt("test:///default", RuntimePaths(), Config())
-    assert isinstance(seen, Libvirt)
+    assert isinstance(seen, LibvirtSeen)
     assert seen.ksm is None
 
 

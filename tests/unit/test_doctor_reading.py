@@ -23,7 +23,7 @@ from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.boot import parse_commands
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import AgentSeen, read_config, read_state, see_agent
-from virtksm.doctor.reading.processes import Process, find_daemon, find_peer, is_read_only, parse_process
+from virtksm.doctor.reading.processes import ProcessSeen, find_daemon, find_peer, is_read_only, parse_process
 from virtksm.doctor.reading.units import Tuned, keeps_ksm_off, mentions_ksm, parse_includes
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import dump_host_state
@@ -75,8 +75,8 @@ def test_what_is_no_file_hangs_nobody_and_a_link_that_leads_in_circles_is_told(t
 
 
 def test_a_process_is_who_is_its_real_and_effective_user() -> None:
-    assert parse_process(7, STATUS.format(name="a b", pid=7, uid=36)) == Process(7, "a b", 36, 1)
-    assert parse_process(7, "Name:\tx\nUid:\t0\t0\t0\t0\n") == Process(7, "x", 0, 0)
+    assert parse_process(7, STATUS.format(name="a b", pid=7, uid=36)) == ProcessSeen(7, "a b", 36, 1)
+    assert parse_process(7, "Name:\tx\nUid:\t0\t0\t0\t0\n") == ProcessSeen(7, "x", 0, 0)
     for uids in ("1000\t0", "0\t1000"):
         assert parse_process(7, f"Name:\tx\nUid:\t{uids}\t0\t0\n") is None
     assert parse_process(7, "Name:\tx\nState:\tZ (zombie)\nUid:\t0\t0\t0\t0\n") is None
@@ -85,7 +85,7 @@ def test_a_process_is_who_is_its_real_and_effective_user() -> None:
 
 def test_of_several_daemons_it_is_roots_and_inits_and_the_connections_own_before_all() -> None:
     def named(*processes: tuple[int, str, int, int]) -> int:
-        return find_daemon([Process(*one) for one in processes])
+        return find_daemon([ProcessSeen(*one) for one in processes])
 
     assert named((5, "libvirtd", 0, 4), (9, "libvirtd", 0, 1)) == 9
     assert named((5, "libvirtd", 0, 1), (9, "virtqemud", 0, 1)) == 9

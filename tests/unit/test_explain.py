@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.pseudo_terminal import HANG_S
+from tests.lab.hang import HANG_S
 from tests.real.agent_process import VIRTKSM
 from tests.unit.test_policy_adaptive import AUTO, TIMER, snap, stories
 from tests.unit.test_trace import SUMMARY

@@ -14,12 +14,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from manual.json_schema import json_schema
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, a_pass, agent_facts
 from tests.real.agent_process import VIRTKSM
 from virtksm.cli.fleet import NOTES, judge, progress_text, result_of
-from virtksm.cli.fleet.hosts import Host, find_hosts, list_inventory, parse_hosts, parse_inventory
+from virtksm.cli.fleet.hosts import FleetHost, find_hosts, list_inventory, parse_hosts, parse_inventory
 from virtksm.cli.fleet.processes import Answer
 from virtksm.cli.fleet.table import COLUMNS, report_items
 from virtksm.cli.layout import to_lines
@@ -29,7 +30,6 @@ from virtksm.json_output import to_output
 from virtksm.model.current import after_pass
 
 PROJECT = Path(__file__).parents[2]
-HANG_S = 60.0
 INVENTORY = {
     "_meta": {
         "hostvars": {
@@ -47,17 +47,17 @@ INVENTORY = {
 """As ansible-inventory 2.19 lists one."""
 
 
-def uris(hosts: Sequence[Host]) -> list[str]:
+def uris(hosts: Sequence[FleetHost]) -> list[str]:
     return [one.uri for one in hosts]
 
 
 def test_a_file_has_a_host_a_line_by_its_name_or_by_a_uri() -> None:
     text = "# all\nweb1\n\n  root@web-2.site:22  # new\n[fe80::1]\nqemu+tls://web3/system?pkipath=/x#y\n"
     assert parse_hosts(text, "hosts.txt") == [
-        Host(name="web1", uri="qemu+ssh://web1/system"),
-        Host(name="root@web-2.site:22", uri="qemu+ssh://root@web-2.site:22/system"),
-        Host(name="[fe80::1]", uri="qemu+ssh://[fe80::1]/system"),
-        Host(name="qemu+tls://web3/system?pkipath=/x#y", uri="qemu+tls://web3/system?pkipath=/x#y"),
+        FleetHost(name="web1", uri="qemu+ssh://web1/system"),
+        FleetHost(name="root@web-2.site:22", uri="qemu+ssh://root@web-2.site:22/system"),
+        FleetHost(name="[fe80::1]", uri="qemu+ssh://[fe80::1]/system"),
+        FleetHost(name="qemu+tls://web3/system?pkipath=/x#y", uri="qemu+tls://web3/system?pkipath=/x#y"),
     ]
 
 
@@ -135,7 +135,7 @@ def test_ansible_reads_its_inventory_itself(tmp_path: Path) -> None:
 
 PROGRAM = """
 import json, os, resource, signal, subprocess, sys, time
-from virtksm.cli.fleet.hosts import Host
+from virtksm.cli.fleet.hosts import FleetHost
 from virtksm.cli.fleet.processes import ask_all
 
 def ask(host):
@@ -171,7 +171,7 @@ def notice(done, asked):
 names, jobs, limit_s, ends_after, ignores, files = json.loads(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 signal.signal(signal.SIGTERM, signal.SIG_IGN if ignores else signal.SIG_DFL)
-hosts = [Host(name=name, uri=os.path.join(sys.argv[2], name)) for name in names]
+hosts = [FleetHost(name=name, uri=os.path.join(sys.argv[2], name)) for name in names]
 answers, ended_by = ask_all(hosts, ask, jobs=jobs, limit_s=limit_s, notice=notice)
 told = {host.name: (one.exit_code, one.printed[-20:], one.said) for host, one in answers.items()}
 print(json.dumps([told, ended_by]), flush=True)
@@ -273,7 +273,7 @@ def status(**changes: Any) -> dict[str, Any]:  # noqa: ANN401  # JSON
 
 def result(name: str, code: int, printed: object = None, said: str = "", action: str = "status") -> dict[str, Any]:
     answer = Answer(exit_code=code, printed="" if printed is None else json.dumps(printed), said=said, took_s=0.5)
-    return result_of(action, Host(name=name, uri=f"qemu+ssh://{name}/system"), answer)
+    return result_of(action, FleetHost(name=name, uri=f"qemu+ssh://{name}/system"), answer)
 
 
 def told(action: str, *results: dict[str, Any], columns: int | None = None) -> list[str]:
@@ -306,7 +306,7 @@ def test_a_status_is_well_where_libvirt_answers_whoever_serves_the_host() -> Non
 
 def test_progress_counts_what_failed_by_the_same_exit_codes() -> None:
     results = [result("a", 1, status()), result("b", 3, said="virtksm: error: off")]
-    assert progress_text(results, [Host(name="c", uri="x")], 3) == "2 of 3 done, 1 failed; waiting for c"
+    assert progress_text(results, [FleetHost(name="c", uri="x")], 3) == "2 of 3 done, 1 failed; waiting for c"
 
 
 def test_the_table_has_the_hosts_in_their_order_and_what_is_wrong_beside_them() -> None:

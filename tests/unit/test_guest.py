@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from demo.guests import PayloadGuest
 from tests.fakes import LOCAL_HOST, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
 from tests.lab.stand_in import StandIn
-from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, find_guest, save
+from virtksm.cli.guest import ELSEWHERE, UNREADABLE, GuestSwitch, as_dict, cost_rows, find_guest, rows, save
 from virtksm.cli.layout import to_lines
 from virtksm.errors import GuestVanished, LibvirtTimeout, MonitorFailed, MonitorRefused, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
@@ -84,8 +83,8 @@ class Bench:
             counters={"pages_shared": 1000, "pages_sharing": 4000},
         )
 
-        def run(_what: str, call: Callable[[], None], _more_s: float) -> None:
-            call()
+        def run(_what: str, call: Callable[[], object], *, more_s: float = 0.0) -> object:  # noqa: ARG001  # a limit
+            return call()
 
         def note(uuid: str, choice: Choice) -> None:
             self.noted.append((uuid, choice, len(self.monitor.sets)))
@@ -94,7 +93,7 @@ class Bench:
 
 
 def text_of(switch: GuestSwitch) -> str:
-    return "\n".join(to_lines([*switch.rows(), *switch.cost_rows()]))
+    return "\n".join(to_lines([*rows(switch.seen), *cost_rows(switch.seen)]))
 
 
 def test_showing_a_guest_sends_its_qemu_nothing_unless_told_to() -> None:
@@ -109,7 +108,7 @@ def test_showing_a_guest_sends_its_qemu_nothing_unless_told_to() -> None:
         "libvirt marks the guest as tainted (custom-monitor) until it ends",
     ]
     assert bench.monitor.asked == 0
-    assert switch.as_dict()["qemu"] is None
+    assert as_dict(switch.seen)["qemu"] is None
     switch.ask()
     assert "QEMU       7.2.22: ram-node0 48.0 MiB may merge, ram-node1 16.0 MiB may merge" in text_of(switch)
 
@@ -122,7 +121,7 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
     (switch.merge if merge else switch.unmerge)(force=False)
     assert [uuid for uuid, _, _ in bench.noted] == ["u-1", "u-1"]
     begun, done = (choice for _, choice, _ in bench.noted)
-    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.guest.key}", merge)
+    assert (begun.name, begun.process, begun.merge) == ("one", f"process of {switch.seen.guest.key}", merge)
     assert (begun.by_command, begun.is_done, begun.memory_kib) == (True, False, 64 * MIB)
     assert replace(begun, is_done=True, at_s=done.at_s) == done
     assert [sets for _, _, sets in bench.noted] == [0, 1]
@@ -135,7 +134,6 @@ def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = RuntimePaths(str(tmp_path / "run"))
-    options = argparse.Namespace(paths=paths)
     done = Choice(name="one", process="1/1", merge=False, why=COMMAND, at_s=1.0, is_done=True)
     answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
     ensure_runtime(paths)
@@ -144,13 +142,13 @@ def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
         return answers.pop(0)
 
     with StandIn(paths, answer):
-        save(options, "u-1", replace(done, is_done=False))
+        save(paths, "u-1", replace(done, is_done=False))
         assert (len(answers), capsys.readouterr().err) == (2, ""), "it is told once it is done"
-        save(options, "u-1", done)
+        save(paths, "u-1", done)
         assert "the agent may not know of this, and may switch it again: it answers: libvirt hangs" in (
             capsys.readouterr().err
         )
-        save(options, "u-1", done)
+        save(paths, "u-1", done)
     assert capsys.readouterr().err == ""
     assert ChoiceFile(paths).read() == {"u-1": done}
 
@@ -161,7 +159,7 @@ def test_a_guest_that_is_out_already_is_to_stay_so_unless_its_xml_keeps_it_out()
     bench.switch().unmerge(force=False)
     bench.mergeable = lambda: MergeableMemory(mappings_kib=(), merged_kib=0)  # type: ignore[method-assign]
     switch = bench.switch()
-    assert switch.why_nothing_merges() == "the kernel may merge none of its memory"
+    assert switch.seen.why_nothing_merges == "the kernel may merge none of its memory"
     switch.keep_out()
     assert [(choice.merge, choice.is_done, sets) for _, choice, sets in bench.noted] == [(False, True, 1)] * 2
     bench.describe(PayloadGuest(name="one", memory_mib=64, nosharepages=True))
@@ -250,9 +248,9 @@ def test_a_guest_that_cannot_merge_is_left_alone_and_never_let_in(
     bench = Bench(arguments=arguments, is_root=False)
     bench.describe(spec)
     switch = bench.switch()
-    assert text in (switch.why_nothing_merges() or "")
+    assert text in (switch.seen.why_nothing_merges or "")
     assert text in text_of(switch)
-    assert switch.cost_rows() == []
+    assert cost_rows(switch.seen) == []
     for force in (False, True):
         with pytest.raises(VirtksmError, match=text):
             switch.merge(force=force)
@@ -263,10 +261,10 @@ def test_nosharepages_that_somebody_has_overruled_can_be_put_right() -> None:
     bench = Bench()
     bench.describe(PayloadGuest(name="one", memory_mib=64, nosharepages=True))
     switch = bench.switch()
-    assert switch.why_nothing_merges() is None
+    assert switch.seen.why_nothing_merges is None
     switch.unmerge(force=False)
     bench.mergeable = lambda: MergeableMemory(mappings_kib=(), merged_kib=0)  # type: ignore[method-assign]
-    assert bench.switch().why_nothing_merges() == "the kernel may merge none of its memory"
+    assert bench.switch().seen.why_nothing_merges == "the kernel may merge none of its memory"
 
 
 def test_what_is_not_known_is_said_with_the_right_that_lacks() -> None:
@@ -278,7 +276,7 @@ def test_what_is_not_known_is_said_with_the_right_that_lacks() -> None:
     far = bench.switch(is_local=False)
     far.unmerge(force=False)
     assert ELSEWHERE in text_of(far)
-    told = far.as_dict()
+    told = as_dict(far.seen)
     assert (told["mergeable_kib"], told["merged_kib"], told["zero_kib"]) == (None, None, None)
     bench.hypervisor.tainted = None
     assert "Tainted    unknown" in text_of(bench.switch())
@@ -292,10 +290,10 @@ def test_errors_of_libvirt_and_qemu_say_what_may_go_on() -> None:
     bench.monitor.refuses = None
     switch = bench.switch()
 
-    def hang(_what: str, call: Callable[[], None], more_s: float) -> None:
+    def hang(_what: str, call: Callable[[], object], *, more_s: float = 0.0) -> object:
         if more_s:
             raise LibvirtTimeout("QEMU: no answer within 9 s", remedy="systemctl restart libvirtd")
-        call()
+        return call()
 
     switch._run = hang
     with pytest.raises(LibvirtTimeout) as timeout:

@@ -11,10 +11,11 @@ import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
 from tests.lab.agent_bench import listeners_of, unchanging
+from tests.lab.hang import HANG_S
 from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
-from virtksm.agent.calls import BlockingCalls, Result
-from virtksm.agent.guest_switches import MAX_RETRY_S, RETRY_S, GuestSwitches, Here
+from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
+from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
@@ -51,7 +52,7 @@ class Monitors(FakeMonitor):
     def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
         name = guest_uuid.removeprefix("uuid of ")
         if name in self.hang:
-            assert self.hang[name].wait(60)
+            assert self.hang[name].wait(HANG_S)
             super().merging(guest_uuid)
         if name in self.faults:
             raise self.faults[name]
@@ -117,11 +118,10 @@ class Bench:
             changed=lambda: self.passes.append(frozenset(self.unmerged)),
             switched=lambda one, kind, why: self.switched.append((f"{kind} {one.name}", why)),
             clock=self.clock,
-            wall_clock=lambda: WALL_S,
-            calls=Impatient(self.monitors.hang),
+            calls=GuestCalls(MAX_HANGING, Impatient(self.monitors.hang)),
         )
         reader.learned = part.see
-        part.connect(Here(self.choices, lambda: self.facts))
+        part.connect(ThisHost(self.choices, lambda: self.facts))
         return reader, part
 
     def restart(self) -> None:
@@ -332,7 +332,7 @@ async def test_over_another_connection_what_was_unmerged_stays_so_while_xml_is_r
     await bench.settle()
     bench.passes.clear()
     bench.reader.forget()
-    bench.part.connect(Here(bench.choices, lambda: bench.facts))
+    bench.part.connect(ThisHost(bench.choices, lambda: bench.facts))
     bench.reader.see(bench.running, again=True)
     bench.reader.at_once, bench.part.found = 1, {}
     await bench.reader.read_when_due()
@@ -388,7 +388,7 @@ async def test_a_guest_that_hangs_costs_a_thread_and_is_known_when_it_answers_af
         assert (bench.sets, bench.exposed[-1]) == ([("tenant-b", False)], ("tenant-a",))
         bench.clock.now_s += MAX_RETRY_S
         await bench.settle()
-        assert len(bench.part.hanging) == 1, "it is not asked again meanwhile"
+        assert len(bench.part.calls.hanging) == 1, "it is not asked again meanwhile"
     finally:
         hang.set()
     await bench.part.seen.wait()
@@ -408,7 +408,7 @@ async def test_a_guest_that_hangs_and_then_fails_is_tried_again_as_one_that_fail
         hang.set()
     await bench.part.seen.wait()
     await bench.settle()
-    assert (bench.reported[-1], bench.part.hanging) == (("its monitor is busy", True), {})
+    assert (bench.reported[-1], bench.part.calls.hanging) == (("its monitor is busy", True), {})
     bench.monitors.refuses = None
     bench.clock.now_s += 2 * RETRY_S
     await bench.settle()
@@ -489,6 +489,6 @@ async def test_a_lost_connection_and_another_machine_and_a_full_disk_are_survive
     bench.part.connect(None)
     await bench.settle()
     assert bench.sets == [], "of another machine's guests nobody here knows the processes"
-    bench.part.connect(Here(bench.choices, lambda: bench.facts))
+    bench.part.connect(ThisHost(bench.choices, lambda: bench.facts))
     await bench.settle()
     assert bench.sets == [("tenant-a", False)]

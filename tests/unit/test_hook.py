@@ -19,10 +19,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.lab.hang import HANG_S
 from tests.lab.hook import HOOK, Listener, Record, install_hook, install_recorder, read_records
 from virtksm.paths import RuntimePaths
 
-HANG_S = 30.0
 WITNESS = 51
 INHERITED = 50
 NOBODY = 65534

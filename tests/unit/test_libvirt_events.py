@@ -9,6 +9,7 @@ from typing import cast
 import libvirt
 import pytest
 
+from tests.lab.hang import HANG_S
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.libvirt_events import DomainEvent, Subscription, parse_lifecycle
 from virtksm.model.decision import Trigger
@@ -116,5 +117,5 @@ print("ended:", loop.check(), loop.check())
 
 
 def test_an_event_loop_that_hangs_or_has_ended_is_noticed() -> None:
-    done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LOOP], capture_output=True, text=True, check=False, timeout=HANG_S)
     assert (done.stdout, done.stderr) == ("hangs: False False\nended: False False\n", "")

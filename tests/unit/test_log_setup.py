@@ -19,10 +19,10 @@ from typing import TextIO
 import pytest
 import structlog
 
+from tests.lab.hang import HANG_S
 from virtksm.log_setup import MAX_WAITING, LineQueue, choose_format, configure
 
 REPO = Path(__file__).resolve().parents[2]
-CLOSE_S = 60.0
 EVIL = "guest\n<0>forged level=error\x1b[31m\u202e"
 
 
@@ -43,7 +43,7 @@ def line_queue(target: TextIO, *, max_waiting: int = MAX_WAITING, journal: str =
     """Make a queue; its lines must be read, or their reader be gone, at the end."""
     lines = LineQueue(target, max_waiting=max_waiting, journal=journal)
     yield lines
-    lines.close(CLOSE_S)
+    lines.close(HANG_S)
 
 
 @contextmanager

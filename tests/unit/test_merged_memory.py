@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 
 from tests.fakes import FakeClock, FakeFacts
+from tests.lab.hang import HANG_S
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.merged_memory import MAX_SHARE, MergedMemory
 from virtksm.errors import SensingFailed, VirtksmError
@@ -98,7 +99,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_and_told() -> None:
 
     class Hanging(FakeFacts):
         def merged(self, running: tuple[Guest, ...]) -> Iterator[tuple[str, MergedReading]]:
-            assert hang.wait(60)
+            assert hang.wait(HANG_S)
             yield running[0].key, READING
 
     bench.part.facts, bench.part.calls = Hanging(), BlockingCalls(SensingFailed, 0.0)

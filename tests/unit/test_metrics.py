@@ -39,7 +39,7 @@ def moment(
     tally: Tally, last: PassReport | None, *, lost_s: float | None = None, savings: GuestSavings | None = None
 ) -> Moment:
     current = None if last is None else after_pass(last)
-    agent = agent_facts(now_s=100.0, last_s=None if last is None else 99.0, lost_s=lost_s, last=last, current=current)
+    agent = agent_facts(now_s=100.0, last_s=99.0, lost_s=lost_s, last=last, current=current)
     return Moment(agent=agent, tally=tally, savings=savings, profit_bytes=-5, started_at_s=1_790_000_000.0)
 
 

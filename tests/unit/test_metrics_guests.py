@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes import LOCAL_HOST, FakeFacts
+from tests.lab.hang import HANG_S
 from virtksm.agent.metrics.guests import GuestLedger, GuestSavings
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.model.snapshot import Guest, KsmState, Settings, Snapshot, Source
@@ -74,7 +75,7 @@ class SlowFacts(FakeFacts):
 
     def processes(self, running: tuple[Guest, ...]) -> tuple[GuestProcess | None, ...]:
         self.looks += 1
-        self.may_answer.wait(10)
+        self.may_answer.wait(HANG_S)
         return super().processes(running)
 
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab.hang import HANG_S
 from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, bind, parse_request, serve
 from virtksm.config.schema import parse_address
 
 PAGE = b"virtksm_up 1\n"
 TYPE = "text/plain; version=0.0.4"
-HANG_S = 60.0
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import FakeFacts
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
 from tests.lab.ports import free_port
 from tests.unit.test_metrics import moment
@@ -20,8 +21,6 @@ from virtksm.agent.metrics.textfile import Textfile
 from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import MetricsParams
 from virtksm.errors import VirtksmError
-
-HANG_S = 60.0
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -52,7 +51,7 @@ class Faulty:
 
     def agent(self) -> AgentFacts:
         known = moment(Tally(), None).agent
-        object.__setattr__(known, "version", object() if self.is_faulty else "1.2.3")
+        object.__setattr__(known, "policy", object() if self.is_faulty else "adaptive")
         return known
 
     def metrics(self) -> Metrics:

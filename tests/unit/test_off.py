@@ -17,6 +17,7 @@ import pytest
 from tests.fakes import FakeSwitch
 from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.full_disk import full_disk
+from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import PASS as AGENTS_PASS
 from tests.lab.ksm import wait_until
 from tests.lab.listening import listening
@@ -43,7 +44,6 @@ UNKNOWN = replace(NOTHING, pages_shared=None, pages_sharing=None)
 OFF = Pause(since="2026-01-02T03:04:05Z")
 PARKED_KSM = replace(NOTHING, settings=Settings(pages_to_scan=0, sleep_millisecs=10_000), run=1, advisor_mode="none")
 URI = "qemu:///system?socket=/nonexistent/socket"
-HANG_S = 30.0
 PASS = {
     **AGENTS_PASS,
     "uri": URI,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from virtksm.agent.fifo import Pokes, open_poke_fifo
 from virtksm.errors import StateUnusable
 from virtksm.paths import RuntimePaths
 
-LONG_S = 30.0
 NEVER_S = 3600.0
 SOMEBODY = 65534
 
@@ -33,7 +33,7 @@ class Ear:
     async def wait(self, heard: int) -> None:
         while self.heard < heard:
             self._news.clear()
-            await asyncio.wait_for(self._news.wait(), LONG_S)
+            await asyncio.wait_for(self._news.wait(), HANG_S)
 
 
 @pytest.fixture

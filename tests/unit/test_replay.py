@@ -23,7 +23,7 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
-from virtksm.trace.replay import Step, Sums, replay
+from virtksm.trace.replay import ReplayStep, Sums, replay
 from virtksm.trace.text import dump_line, parse_lines
 from virtksm.values import replace
 
@@ -56,7 +56,9 @@ def header(policy: str = "target") -> Header:
     return replace(HEADER, law=Law(policy=policy, config={}))
 
 
-def steps_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None, sums: Sums | None = None) -> list[Step]:
+def steps_of(
+    lines: Iterable[Line | Torn], policy: TargetPolicy | None = None, sums: Sums | None = None
+) -> list[ReplayStep]:
     return list(replay(lines, lambda _law: policy or TargetPolicy(target=IDLE), sums or Sums()))
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.hang import HANG_S
+
 COMMON = Path(__file__).parents[2] / "script" / "common.sh"
 SETTINGS = {"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20", "advisor_mode": "none [scan-time]"}
-HANG_S = 20.0
 SCRIPT = """\
 source "$1"
 ksm=$2

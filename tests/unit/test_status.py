@@ -31,7 +31,6 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
 from virtksm.values import replace
 
-LONG_S = 30.0
 A_CALL = Waiting(what="pass", since_s=1000.0 - SILENT_AFTER_S)
 LATE = Waiting(what="pass", since_s=990.0)
 

@@ -10,6 +10,7 @@ import pytest
 from tests.fakes import FakeFacts
 from tests.lab.samples import UNMERGED, UNSWITCHED, a_pass, agent_facts
 from tests.unit.test_status import shown
+from virtksm import __version__
 from virtksm.agent.log import status_text
 from virtksm.agent.status import read_current
 from virtksm.cli.layout import to_lines
@@ -58,7 +59,7 @@ def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() ->
     assert (len(of_new[0]), of_new[1:]) == (len("12:34:56"), ["vm", "stopped", "(crashed)"])
     more = set(to_lines(rows(told, verbose=True))) - set(lines)
     assert more == {
-        "Agent      running, policy adaptive, qemu:///system, virtksm 1.2.3",
+        f"Agent      running, policy adaptive, qemu:///system, virtksm {__version__}",
         "           0.4 MiB by shared pages, 0.1 MiB by zero pages, 0.0 MiB given back by split huge pages",
         "Settings   pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
         "Reason     as told (rule told)",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.lab.full_disk import full_disk
+from tests.lab.hang import HANG_S
 from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
@@ -31,7 +32,6 @@ from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_host_state, pars
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ownership import HostState, Ownership
 
-HANG_S = 30.0
 OWNERSHIPS = {
     name: st.builds(
         Ownership,

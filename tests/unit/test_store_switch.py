@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab.hang import HANG_S
 from virtksm.errors import StateUnusable
 from virtksm.paths import RuntimePaths
 from virtksm.store.switch import SwitchFile, parse_switch
-
-HANG_S = 30.0
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from virtksm.host.systemd import Notifier, libvirt_daemon, show_units
 
 
@@ -17,7 +18,7 @@ from virtksm.host.systemd import Notifier, libvirt_daemon, show_units
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(10)
+        listening.settimeout(HANG_S)
         yield listening
 
 
@@ -33,7 +34,7 @@ def test_an_abstract_socket_is_reached() -> None:
     name = f"virtksm-{uuid4()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(f"\0{name}")
-        listening.settimeout(10)
+        listening.settimeout(HANG_S)
         Notifier({"NOTIFY_SOCKET": f"@{name}"}).send(READY="1")
         assert listening.recv(1000) == b"READY=1"
 

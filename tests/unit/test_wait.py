@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, agent_facts, passed
 from tests.real.agent_process import VIRTKSM
 from tests.unit.test_watch import StatusAgent
 from virtksm.cli.main import main
 from virtksm.cli.progress import Progress
-from virtksm.cli.wait import SETTLED_RULES, Waiting, judge
+from virtksm.cli.wait import SETTLED_RULES, Waiter, judge
 from virtksm.errors import VirtksmError
 from virtksm.model.current import after_pass
 from virtksm.model.snapshot import IDLE
@@ -92,7 +93,7 @@ def nobody() -> None:
 
 def test_an_agent_that_is_started_anew_meanwhile_is_waited_for() -> None:
     told = {**status(), "last_pass": None}
-    waiting = Waiting(asking(told, None, VirtksmError("timed out"), told, status()), nobody, lambda: False)
+    waiting = Waiter(asking(told, None, VirtksmError("timed out"), told, status()), nobody, lambda: False)
     reasons = []
     for waited_s in range(4):
         assert waiting.look(waited_s) is None
@@ -108,10 +109,10 @@ def test_an_agent_that_is_started_anew_meanwhile_is_waited_for() -> None:
 
 def test_without_an_agent_only_ksm_that_is_off_is_known() -> None:
     with pytest.raises(VirtksmError, match="no agent runs, and only an agent knows the backlog"):
-        Waiting(asking(None), nobody, lambda: False).look(0.0)
-    assert Waiting(asking(None), nobody, lambda: True).look(0.0) == "ksm_off"
+        Waiter(asking(None), nobody, lambda: False).look(0.0)
+    assert Waiter(asking(None), nobody, lambda: True).look(0.0) == "ksm_off"
     with pytest.raises(VirtksmError, match="may not"):
-        Waiting(asking(VirtksmError("you may not ask")), nobody, lambda: False).look(0.0)
+        Waiter(asking(VirtksmError("you may not ask")), nobody, lambda: False).look(0.0)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_without_an_agent_only_ksm_that_is_off_is_known() -> None:
 def test_an_agent_at_rest_is_asked_once_what_it_would_do_now_and_its_timer_is_not_waited_for(
     would: Status | VirtksmError | None, result: str | None
 ) -> None:
-    waiting = Waiting(asking(status("wait"), status(), status(), status()), asking(would), lambda: False)
+    waiting = Waiter(asking(status("wait"), status(), status(), status()), asking(would), lambda: False)
     assert [waiting.look(waited_s) for waited_s in (0.0, 0.5)] == [None, result]
     if result is None:
         assert [waiting.look(waited_s) for waited_s in (1.0, 9.0)] == [None, "settled"]

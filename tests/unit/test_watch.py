@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.contract.test_history import EVENT, NOW_S, SAMPLE
+from tests.lab.hang import HANG_S
 from tests.lab.ksm import wait_until
-from tests.lab.pseudo_terminal import HANG_S, PseudoTerminal
+from tests.lab.pseudo_terminal import PseudoTerminal
 from tests.lab.samples import NOW, agent_facts, passed
 from tests.lab.stand_in import StandIn
 from tests.real.agent_process import VIRTKSM

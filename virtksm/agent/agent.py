@@ -12,14 +12,14 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from virtksm.agent.calls import wait_set
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection
+from virtksm.agent.connection import AgentConnection
 from virtksm.agent.dirty_rates import DirtyRates
-from virtksm.agent.guest_switches import GuestSwitches, Here
+from virtksm.agent.guest_switches import GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import Listeners
@@ -49,21 +49,20 @@ class Agent:
     """
 
     configuration: Configuration
-    connection: Connection
+    connection: AgentConnection
     reporter: Reporter
     history_writer: HistoryWriter
     make_cycle: Callable[[LibvirtHost, Config, Tenure], Cycle[Any]]
     make_history: Callable[[str, Config], History] | None = None
-    make_here: Callable[[str, Config], Here | None] = lambda _uri, _config: None
+    make_here: Callable[[str, Config], ThisHost | None] = lambda _uri, _config: None
     tenure: Tenure = field(default_factory=Tenure)
     history_key: str | None = None
     """The host whose history is written."""
-    retry_s: float = RETRY_S
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    retry_s: InitVar[float] = RETRY_S
     listeners: Listeners = field(init=False)
     passes: Passes = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, retry_s: float) -> None:
         calls = self.connection.calls
         notes = self.tenure.notes
         guests = GuestReader(lambda: self.connection.host, self.configuration, self.reporter, notes)
@@ -82,11 +81,11 @@ class Agent:
         merged = MergedMemory(notes.merged, self.reporter.rewriting_unknown)
         self.listeners = Listeners(self.reporter, self.history_writer, TraceBuffer(), guests, switches, rates, merged)
         config = self.configuration.in_force
-        self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=self.retry_s)
+        self.passes = Passes(config, calls, self.reporter, self.listeners, retry_s=retry_s)
         switches.changed = self.passes.look_again
 
     async def run(self) -> ExitCode:
-        """Run until `stop`; then end as `on_exit` says."""
+        """Run until the passes are stopped; then end as `on_exit` says."""
         self._open_history()
         beside_passes = [
             self._start("connection", self._hold_connection),
@@ -98,7 +97,7 @@ class Agent:
         ]
         passes = self._start("passes", self.passes.run_when_due)
         history = self._start("history", self.history_writer.keep_writing)
-        await self.stopping.wait()
+        await self.passes.stopping.wait()
         for task in beside_passes:
             task.cancel()
         # A pass that has begun is finished first; a guest that is being asked for anything is not waited for.
@@ -113,22 +112,18 @@ class Agent:
         """Take a step again and again, in a task of its own, until the agent stops; no exception ends it."""
 
         async def repeat() -> None:
-            while not self.stopping.is_set():
+            while not self.passes.stopping.is_set():
                 try:
                     await step()
                 except Exception as error:  # noqa: BLE001  # the outermost layer
                     self.reporter.task_crashed(name, error)
-                    await wait_set(self.stopping, self.retry_s)
+                    await wait_set(self.passes.stopping, self.passes.retry_s)
 
         return asyncio.create_task(repeat(), name=name)
 
-    def stop(self) -> None:
-        self.stopping.set()
-        self.passes.stop()
-
     def install_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.add_signal_handler(signal.SIGTERM, self.stop)
-        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self.passes.stop)
+        loop.add_signal_handler(signal.SIGINT, self.passes.stop)
         loop.add_signal_handler(signal.SIGUSR1, self.passes.offer, Trigger.SIGNAL)
         loop.add_signal_handler(signal.SIGHUP, self.configuration.hung_up.set)
 
@@ -207,7 +202,7 @@ class Agent:
         self.reporter.connected(host.uri, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)
 
-    def _switch_here(self, here: Here | None) -> None:
+    def _switch_here(self, here: ThisHost | None) -> None:
         """Switch guests of this machine, and read them, or none where the connection leads to another."""
         self.listeners.switches.connect(here)
         self.listeners.merged.connect(None if here is None else here.make_facts())

@@ -123,11 +123,44 @@ class BlockingCalls:
             _discard(result, discard)
 
 
+class GuestCalls:
+    """Calls that ask one guest after the other, of which one that hangs keeps no other guest waiting.
+
+    `hanging` are those that have not returned, by guest (`Guest.key`), `most` at most.
+    """
+
+    def __init__(self, most: int, one: BlockingCalls | None = None) -> None:
+        self.one = one or BlockingCalls()
+        """The one that is out, or none."""
+        self.hanging: dict[str, BlockingCalls] = {}
+        self._most = most
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.hanging) >= self._most
+
+    def forget_returned(self) -> None:
+        self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
+
+    def set_aside(self, key: str) -> bool:
+        """Ask the others while this guest's call hangs; returns whether there is still room for it."""
+        if self.is_full:
+            return False
+        self.hanging[key], self.one = self.one, BlockingCalls()
+        return True
+
+
 async def wait_set(event: asyncio.Event, limit_s: float | None) -> None:
     """Wait until an event is set, for so long at most; None is for ever."""
     with suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
             await event.wait()
+
+
+async def wait_next(event: asyncio.Event, limit_s: float | None = None) -> None:
+    """Wait as `wait_set`, until an event is set from now on."""
+    event.clear()
+    await wait_set(event, limit_s)
 
 
 def _raisable(error: BaseException) -> Exception:

@@ -23,7 +23,7 @@ Opened = tuple[LibvirtHost, "asyncio.Future[str]"]
 """A connection, and a future that ends with the reason when it is lost."""
 
 
-class Connection:
+class AgentConnection:
     """At most one open connection to what `uri` means. `host` is None while there is none."""
 
     def __init__(self, uri: str, calls: BlockingCalls, failed: Callable[[VirtksmError, float], None]) -> None:

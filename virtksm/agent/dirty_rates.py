@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from virtksm.agent.calls import BlockingCalls, wait_set
+from virtksm.agent.calls import GuestCalls, wait_next
 from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
@@ -58,12 +58,13 @@ class Measures(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Turn:
-    """When a guest is asked next, and what it was when it was asked last.
+    """When a guest is asked next, as it is now, and what it was when it was asked last.
 
     `is_measuring`: libvirt measures it since `then_s`. `read_bytes`: what it had read from disk at `then_s`.
     """
 
     due_s: float
+    now: Guest
     then: Guest
     then_s: float = 0.0
     is_measuring: bool = False
@@ -83,11 +84,8 @@ class DirtyRates:
     rates: dict[str, float]
     failing: Callable[[VirtksmError], None]
     clock: Callable[[], float] = time.monotonic
-    calls: BlockingCalls = field(default_factory=BlockingCalls)
-    running: dict[str, Guest] = field(default_factory=dict)
+    calls: GuestCalls = field(default_factory=partial(GuestCalls, MAX_HANGING))
     turns: dict[str, Turn] = field(default_factory=dict)
-    hanging: dict[str, BlockingCalls] = field(default_factory=dict)
-    """The calls that have not returned, by guest; such a guest is left out."""
     start_s: float = 0.0
     """When to begin to measure guests again, after a refusal."""
     retry_s: float = 0.0
@@ -101,13 +99,15 @@ class DirtyRates:
         if self.noted is not None and self.noted[0] is running and self.noted[1] == is_wanted:
             return  # a pass that has sensed no guests anew
         self.noted = running, is_wanted
-        self.running = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
+        wanted = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
         for known in (self.rates, self.turns):
-            for key in known.keys() - self.running.keys():
+            for key in known.keys() - wanted.keys():
                 del known[key]
-        for key, guest in self.running.items():
-            if key not in self.turns:
-                self.turns[key] = Turn(due_s=self.clock(), then=guest)
+        for key, guest in wanted.items():
+            if key in self.turns:
+                self.turns[key].now = guest
+            else:
+                self.turns[key] = Turn(due_s=self.clock(), now=guest, then=guest)
         self.seen.set()
 
     def forget(self) -> None:
@@ -119,19 +119,19 @@ class DirtyRates:
     async def measure_when_due(self) -> None:
         """Ask for one guest, or wait until one is due or a pass has seen guests."""
         now_s, host = self.clock(), self.source()
-        self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
-        turns = [turn for key, turn in self.turns.items() if key not in self.hanging]
+        self.calls.forget_returned()
+        turns = [turn for key, turn in self.turns.items() if key not in self.calls.hanging]
         if host is None or not turns:
-            await self._wait(None)
+            await wait_next(self.seen)
             return
         turn = min(turns, key=lambda one: one.due_s)
         due_s = max(turn.due_s, self.retry_s)
         if due_s > now_s:
-            await self._wait(due_s - now_s)
+            await wait_next(self.seen, due_s - now_s)
             return
-        key = turn.then.key
+        key = turn.now.key
         try:
-            await self._ask(host, self.running[key], turn, now_s)
+            await self._ask(host, turn, now_s)
         except GuestVanished:
             self.rates.pop(key, None)
         except VirtksmError as error:
@@ -140,17 +140,17 @@ class DirtyRates:
             self.failing(error)
             turn.due_s = now_s + RETRY_S
             self.rates.pop(key, None)
-            if isinstance(error, LibvirtTimeout) and len(self.hanging) < MAX_HANGING:
-                self.hanging[key], self.calls = self.calls, BlockingCalls()
+            if isinstance(error, LibvirtTimeout) and self.calls.set_aside(key):
                 return
             self.retry_s = now_s + RETRY_S
             self.rates.clear()
             for one in self.turns.values():
                 one.is_measuring = False
 
-    async def _ask(self, host: Measures, guest: Guest, turn: Turn, now_s: float) -> None:
+    async def _ask(self, host: Measures, turn: Turn, now_s: float) -> None:
         """Read what was measured, and begin to measure; where that fails, read what the guest has read from disk."""
-        run = partial(self.calls.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
+        guest = turn.now
+        run = partial(self.calls.one.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
         every_s = turn_every_s(len(self.turns))
         turn.due_s = now_s + every_s
         if turn.is_measuring:
@@ -186,17 +186,12 @@ class DirtyRates:
 
     def _learn(self, turn: Turn, kib_per_s: float | None, passed_s: float) -> None:
         """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory."""
-        now = self.running.get(turn.then.key)
-        if kib_per_s is None or now is None:
-            self.rates.pop(turn.then.key, None)
+        key = turn.now.key
+        if kib_per_s is None or self.turns.get(key) is not turn:  # it has gone meanwhile
+            self.rates.pop(key, None)
             return
-        grown_kib = max((now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
-        self.rates[now.key] = max(kib_per_s - grown_kib / passed_s, 0.0)
-
-    async def _wait(self, wait_s: float | None) -> None:
-        """Sleep so long (None: for ever), or until a pass has seen guests."""
-        self.seen.clear()
-        await wait_set(self.seen, wait_s)
+        grown_kib = max((turn.now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
+        self.rates[key] = max(kib_per_s - grown_kib / passed_s, 0.0)
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:

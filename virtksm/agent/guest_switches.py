@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from virtksm.agent.calls import BlockingCalls, wait_set
+from virtksm.agent.calls import BlockingCalls, GuestCalls, wait_set
 from virtksm.agent.guest_xml import GuestReader
 from virtksm.agent.history import DISK_HANGS, DISK_LIMIT_S
 from virtksm.config.schema import Config
@@ -80,7 +80,7 @@ class Trouble(NamedTuple):
         return f"guest {self.guest.name} {'does not merge again' if self.merge else 'was not unmerged'}"
 
 
-class Here(NamedTuple):
+class ThisHost(NamedTuple):
     """The part of this machine: what was chosen for its guests, and what makes its facts, for one thread each."""
 
     choices: Choices
@@ -107,18 +107,13 @@ class GuestSwitches:
     source: Callable[[], Monitor | None]
     changed: Callable[[], None] = lambda: None
     switched: Callable[[Guest, str, str], None] = lambda _guest, _kind, _why: None
-    here: Here | None = None
+    here: ThisHost | None = None
     clock: Callable[[], float] = time.monotonic
-    wall_clock: Callable[[], float] = time.time
-    calls: BlockingCalls = field(default_factory=BlockingCalls)
+    calls: GuestCalls = field(default_factory=partial(GuestCalls, MAX_HANGING))
     disk: BlockingCalls = field(default_factory=partial(BlockingCalls, DISK_HANGS, DISK_LIMIT_S))
     found: dict[str, Choice] = field(default_factory=dict)
     """The choices of the runs that go on, by UUID."""
-    failure: str | None = None
-    """Why the choices could not be read last."""
     troubles: dict[str, Trouble] = field(default_factory=dict)
-    hanging: dict[str, BlockingCalls] = field(default_factory=dict)
-    """The calls that have not returned, by guest; such a guest is left alone."""
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     rewriters: tuple[str, ...] = ()
     """The guests (`Guest.key`) that the policy takes out."""
@@ -134,7 +129,7 @@ class GuestSwitches:
             self.troubles.clear()
         self.seen.set()
 
-    def connect(self, here: Here | None) -> None:
+    def connect(self, here: ThisHost | None) -> None:
         self.here = here
         self.see(again=True)
 
@@ -150,13 +145,12 @@ class GuestSwitches:
             work = partial(_find, here, running, dict(self.reader.known), self._config, self.rewriters)
             found = await self.disk.run("read which guests may merge", work)
         except VirtksmError as error:
-            is_news, self.failure = error.message != self.failure, error.message
-            self.reader.reporter.guests_not_switched("guests stay as they are", error, is_news=is_news)
+            self.reader.reporter.choices_unreadable(error)
             self.reader.name_exposed()
             await wait_set(self.seen, MAX_RETRY_S)
             return
         self._learn(found)
-        self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
+        self.calls.forget_returned()
         now_s = self.clock()
         due_s = {step: self._due_s(step, now_s) for step in found.steps}
         step = min(found.steps, key=lambda one: due_s[one], default=None)
@@ -171,13 +165,14 @@ class GuestSwitches:
         return self.reader.configuration.in_force
 
     def _due_s(self, step: Step, now_s: float) -> float:
-        if step.guest.key in self.hanging or len(self.hanging) >= MAX_HANGING:
+        if step.guest.key in self.calls.hanging or self.calls.is_full:
             return now_s + MAX_RETRY_S
         trouble = self.troubles.get(step.guest.key)
         return 0.0 if trouble is None else trouble.due_s
 
     def _learn(self, found: Found) -> None:
-        self.found, self.failure = found.choices, None
+        self.found = found.choices
+        self.reader.reporter.choices_unreadable(None)
         left = {step.guest.key for step in found.steps}
         self.troubles = {key: one for key, one in self.troubles.items() if key in left}
         unmerged = self.reader.notes.unmerged
@@ -186,19 +181,19 @@ class GuestSwitches:
             unmerged.update(found.unmerged)
             self.changed()
 
-    async def _switch(self, monitor: Monitor, here: Here, step: Step) -> None:
+    async def _switch(self, monitor: Monitor, here: ThisHost, step: Step) -> None:
         """Switch a guest; what takes longer than a call may is left to finish beside the others."""
         guest, loop = step.guest, asyncio.get_running_loop()
 
         def finish_late(made: Made) -> None:
             loop.call_soon_threadsafe(self._finish, step, made)
 
-        work = partial(_try, monitor, here, step, self.wall_clock())
+        work = partial(_try, monitor, here, step)
         limit_s = self._config.call_timeout_s
         try:
-            made = await self.calls.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
+            made = await self.calls.one.run(f"switch guest {guest.name}", work, limit_s, discard=finish_late)
         except LibvirtTimeout as error:
-            self.hanging[guest.key], self.calls = self.calls, BlockingCalls()
+            self.calls.set_aside(guest.key)
             self._put_off(step, error)
         else:
             self._finish(step, made)
@@ -231,7 +226,7 @@ class GuestSwitches:
 
 
 def _find(
-    here: Here, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
+    here: ThisHost, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
 ) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
@@ -258,15 +253,15 @@ def _find(
     return Found(entries, unmerged, steps)
 
 
-def _try(monitor: Monitor, here: Here, step: Step, now_s: float) -> Made:
+def _try(monitor: Monitor, here: ThisHost, step: Step) -> Made:
     """Switch a guest as `_make` does; return its error, which counts late, too."""
     try:
-        return _make(monitor, here, step, now_s)
+        return _make(monitor, here, step)
     except VirtksmError as error:
         return error
 
 
-def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> bool:
+def _make(monitor: Monitor, here: ThisHost, step: Step) -> bool:
     """Switch a guest, and save that before and after. Blocks, while QEMU unmerges for as long as that takes.
 
     Returns whether it has: not where a command has chosen meanwhile, whose choice stays as it is afterwards, too.
@@ -285,7 +280,7 @@ def _make(monitor: Monitor, here: Here, step: Step, now_s: float) -> bool:
         process=step.process,
         merge=merge,
         why=COMMAND if step.choice is not None and step.choice.by_command else step.why,
-        at_s=now_s,
+        at_s=time.time(),
         memory_kib=step.memory_kib,
     )
     if not here.choices.exchange(guest.uuid, step.choice, choice):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import BlockingCalls, wait_next
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
@@ -90,7 +90,7 @@ class GuestReader:
         """Read some of the guests that are due, or wait for a pass that sees one."""
         host = self.source()
         if host is None or not self.due:
-            await self._wait_seen()
+            await wait_next(self.seen)
             return
         guests = tuple(self.due.values())[: self.at_once]
         try:
@@ -99,17 +99,13 @@ class GuestReader:
         except VirtksmError as error:
             self._postpone(guests)
             self.reporter.guest_xml_unreadable(error)
-            await self._wait_seen()  # until the next pass finds libvirt answering
+            await wait_next(self.seen)  # until the next pass finds libvirt answering
             return
         for failure in failures:
             self.reporter.guest_xml_unreadable(failure)
         if host is self.source():
             self._learn(seen)
             self.learned()
-
-    async def _wait_seen(self) -> None:
-        self.seen.clear()
-        await self.seen.wait()
 
     def _postpone(self, guests: Iterable[Guest]) -> None:
         """Read these after all others, and each alone, or one bad guest would keep the others from being read."""

@@ -26,7 +26,7 @@ STEP = 50
 """This part of the memory that guests can share, 2 %: more than an idle host's noise (chosen)."""
 
 
-class Room(NamedTuple):
+class SteadyRoom(NamedTuple):
     """One published room, and the least that passes have found above it since `since_s`."""
 
     kib: int
@@ -34,16 +34,16 @@ class Room(NamedTuple):
     since_s: float | None = None
 
 
-def steady(room: Room | None, found_kib: int, now_s: float, step_kib: int) -> Room:
+def steady(room: SteadyRoom | None, found_kib: int, now_s: float, step_kib: int) -> SteadyRoom:
     """Return the room to publish once `found_kib` was found (rules 3 and 4); time is of a clock that does not step."""
     if room is None or found_kib <= room.kib:
-        return Room(found_kib)
+        return SteadyRoom(found_kib)
     if found_kib < room.kib + step_kib:
-        return Room(room.kib)
+        return SteadyRoom(room.kib)
     if room.since_s is None:
-        return Room(room.kib, found_kib, now_s)
+        return SteadyRoom(room.kib, found_kib, now_s)
     min_kib = min(room.min_kib, found_kib)
-    return Room(min_kib) if now_s - room.since_s >= RISE_S else room._replace(min_kib=min_kib)
+    return SteadyRoom(min_kib) if now_s - room.since_s >= RISE_S else room._replace(min_kib=min_kib)
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ class Rooms:
     _last: DonePass | None = None
     """The last pass that has read guests and memory anew."""
     _is_due: bool = False
-    _rooms: Mapping[str, Room] | None = None
+    _rooms: Mapping[str, SteadyRoom] | None = None
 
     def passed(self, done: DonePass, known: Mapping[str, GuestXml]) -> None:
         # Within a full scan most passes read KSM's counters alone, which do not go with the memory of a moment ago.

@@ -38,7 +38,7 @@ Value = TypeVar("Value")
 Batch = tuple[list[Sample], list[GuestEvent], list[str]]
 
 
-class Waiting:
+class Unwritten:
     """Samples, events and decisions that are not written yet: the oldest of too many are dropped."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class HistoryWriter:
         self._turn = asyncio.Lock()
         self._history: History | None = None
         self._is_new = False
-        self._waiting = Waiting()
+        self._waiting = Unwritten()
         self._has_news = asyncio.Event()
         self._is_urgent = asyncio.Event()
         self._is_ending = False

@@ -207,6 +207,9 @@ class Reporter:
     def guests_not_switched(self, what: str, error: VirtksmError, *, is_news: bool) -> None:
         self._complain("guests_not_switched", error, what, self._log.warning if is_news else self._log.debug)
 
+    def choices_unreadable(self, error: VirtksmError | None) -> None:
+        self._log_change("guests_not_switched", error, "guests stay as they are")
+
     def dirty_rates_unknown(self, error: VirtksmError) -> None:
         log = self._log.debug if self._is_same("dirty_rates_unknown", error) else self._log.info
         message = f"how fast guests' memory changes is not measured: {error.message}"

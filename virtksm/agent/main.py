@@ -13,9 +13,9 @@ from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.configuration import Configuration, FreshConfig
-from virtksm.agent.connection import Connection
+from virtksm.agent.connection import AgentConnection
 from virtksm.agent.fifo import Pokes, open_poke_fifo
-from virtksm.agent.guest_switches import Here
+from virtksm.agent.guest_switches import ThisHost
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.metrics.service import Metrics, Page
@@ -41,7 +41,7 @@ SMAPS_LIMIT_S = 10.0
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 
 
-def serve(
+async def serve(
     uri: str,
     config: Config,
     paths: RuntimePaths,
@@ -50,70 +50,49 @@ def serve(
     configure_log: Callable[[Config], None] = lambda _config: None,
     started: Started | None = None,
 ) -> ExitCode:
-    """Run an agent until SIGTERM or SIGINT; `started` is called once its loop runs.
+    """Run an agent until SIGTERM or SIGINT; `started` is called once it answers.
 
     `reload_config` may block; `configure_log` applies the result to the log. Raises AlreadyRunning if this runtime
     folder has an agent, StateUnusable if the folder cannot be used, ConfigError if the status socket cannot be given to
     `status_group`.
     """
     ensure_runtime(paths)
-    second = AlreadyRunning(f"an agent already runs with {paths.root}", remedy="systemctl status virtksm")
-
-    with locked(paths.agent_lock, second):
+    running = AlreadyRunning(f"an agent already runs with {paths.root}", remedy="systemctl status virtksm")
+    async with AsyncExitStack() as stack:
+        stack.enter_context(locked(paths.agent_lock, running))
         events = EventLoop()
         events.start()
-        try:
-            return asyncio.run(_serve(uri, _with_group(config), paths, reload_config, configure_log, events, started))
-        finally:
-            events.stop()
+        stack.callback(events.stop)
+        fresh = _with_group(config)
+        loop = asyncio.get_running_loop()
+        notifier = Notifier()
+        reporter = Reporter(notifier)
+        loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
+        facts = ProcFacts()
 
+        def cycle_over(host: LibvirtHost, current: Config, tenure: Tenure) -> Cycle[Any]:
+            return make_cycle(host, current, paths, tenure=tenure, facts=facts)
 
-def _with_group(config: Config) -> FreshConfig:
-    """Complete a configuration with what only blocking calls can find out."""
-    if config.metrics.is_wanted:
-        with suppress(ImportError):  # Metrics reports it
-            import virtksm.agent.metrics.exposition  # noqa: F401  # here, as it reads many files
-    return FreshConfig(config=config, status_gid=group_id(config.status_group) if config.status_group else None)
+        def follow(fresh: FreshConfig) -> None:
+            readers.follow(fresh.config.status_group, fresh.status_gid)  # first: it alone may refuse
+            metrics.follow(fresh.config.metrics)
+            configure_log(fresh.config)
 
+        def here(uri: str, current: Config) -> ThisHost | None:
+            choices = make_choices(uri, current, paths)
+            return None if choices is None else ThisHost(choices, partial(ProcFacts, limit_s=SMAPS_LIMIT_S))
 
-async def _serve(
-    uri: str,
-    fresh: FreshConfig,
-    paths: RuntimePaths,
-    reload_config: Callable[[], Config],
-    configure_log: Callable[[Config], None],
-    events: EventLoop,
-    started: Started | None,
-) -> ExitCode:
-    loop = asyncio.get_running_loop()
-    notifier = Notifier()
-    reporter = Reporter(notifier)
-    loop.set_exception_handler(lambda _loop, context: _report_stray(reporter, context))
-    facts = ProcFacts()
-
-    def cycle_over(host: LibvirtHost, current: Config, tenure: Tenure) -> Cycle[Any]:
-        return make_cycle(host, current, paths, tenure=tenure, facts=facts)
-
-    def follow(fresh: FreshConfig) -> None:
-        readers.follow(fresh.config.status_group, fresh.status_gid)  # first: it alone may refuse
-        metrics.follow(fresh.config.metrics)
-        configure_log(fresh.config)
-
-    def here(uri: str, current: Config) -> Here | None:
-        choices = make_choices(uri, current, paths)
-        return None if choices is None else Here(choices, partial(ProcFacts, limit_s=SMAPS_LIMIT_S))
-
-    agent = Agent(
-        configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
-        connection=Connection(uri, BlockingCalls(partial(libvirt_hangs, uri=uri)), reporter.connect_failed),
-        reporter=reporter,
-        history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
-        make_cycle=cycle_over,
-        make_history=lambda of, current: make_history(of, current, paths),
-        make_here=here,
-    )
-    requests = Requests(agent=agent, make_switch=lambda of, current: make_switch(of, current, paths), facts=ProcFacts())
-    async with AsyncExitStack() as stack:
+        agent = Agent(
+            configuration=Configuration(fresh.config, lambda: _with_group(reload_config()), follow),
+            connection=AgentConnection(uri, BlockingCalls(partial(libvirt_hangs, uri=uri)), reporter.connect_failed),
+            reporter=reporter,
+            history_writer=HistoryWriter(reporter.history_written, reporter.history_failed),
+            make_cycle=cycle_over,
+            make_history=partial(make_history, paths=paths),
+            make_here=here,
+        )
+        switch_of = partial(make_switch, paths=paths)
+        requests = Requests(agent=agent, make_switch=switch_of, facts=ProcFacts())
         readers = StatusSocket(paths, requests.handle, reporter.request_failed)
         stack.callback(leave_socket, paths.status_socket)
         stack.callback(readers.close)
@@ -123,15 +102,8 @@ async def _serve(
         stack.push_async_callback(metrics.close)
         metrics.follow(fresh.config.metrics)
         agent.install_signals(loop)
-        try:
-            fifo = open_poke_fifo(paths)
-        except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
-            reporter.poke_unavailable(error)
-        else:
-            passes = agent.passes
-            pokes = Pokes(fifo, lambda: passes.offer(Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
+        if (pokes := _hear_pokes(paths, agent.passes, reporter)) is not None:
             stack.callback(pokes.close)
-            pokes.listen()
         try:
             listener = bind_socket(paths.control_socket)
         except OSError as error:
@@ -144,6 +116,25 @@ async def _serve(
         if started is not None:
             started(agent, loop)
         return await agent.run()
+
+
+def _with_group(config: Config) -> FreshConfig:
+    """Complete a configuration with what only blocking calls can find out."""
+    if config.metrics.is_wanted:
+        with suppress(ImportError):  # Metrics reports it
+            import virtksm.agent.metrics.exposition  # noqa: F401  # here, as it reads many files
+    return FreshConfig(config=config, status_gid=group_id(config.status_group) if config.status_group else None)
+
+
+def _hear_pokes(paths: RuntimePaths, passes: Passes, reporter: Reporter) -> Pokes | None:
+    try:
+        fifo = open_poke_fifo(paths)
+    except StateUnusable as error:  # libvirt's events still come: the agent does without the hook
+        reporter.poke_unavailable(error)
+        return None
+    pokes = Pokes(fifo, partial(passes.offer, Trigger.POKE), lambda: passes.config.coalesce_ms / 1000)
+    pokes.listen()
+    return pokes
 
 
 def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:

@@ -70,9 +70,9 @@ class Passes:
         """When the loop last ran."""
         self._reporter = reporter
         self._listener = listener
-        self._retry_s = retry_s
+        self.retry_s = retry_s
         self._wake = asyncio.Event()
-        self._is_stopping = False
+        self.stopping = asyncio.Event()
 
     def follow(self, config: Config, cycle: Cycle[Any] | None) -> None:
         """Run later passes with this configuration, and with the cycle that was made from it."""
@@ -101,7 +101,7 @@ class Passes:
         """Ask for a pass and return its report; raises VirtksmError if the pass fails, or none is possible."""
         if self.cycle is None:
             raise LibvirtUnreachable(self._reporter.why_unlinked())
-        if self._is_stopping:
+        if self.stopping.is_set():
             raise VirtksmError("the agent is stopping")
         if dry_run:  # which is between passes, and none
             config, work = self.config, partial(self.cycle.run, Triggers(kinds=frozenset({trigger})), dry_run=True)
@@ -122,7 +122,7 @@ class Passes:
 
     def stop(self) -> None:
         """Begin no further pass; one that has begun is finished."""
-        self._is_stopping = True
+        self.stopping.set()
         self._wake.set()
 
     def next_s(self, now_s: float) -> float | None:
@@ -140,7 +140,7 @@ class Passes:
         """Wait until a pass is due, and run it."""
         await self._wait_until_due()
         cycle, config = self.cycle, self.config  # both before a reload, or both after it
-        if self._is_stopping or cycle is None:
+        if self.stopping.is_set() or cycle is None:
             return
         now_s = time.monotonic()
         due_s = self.coalescer.due_s(now_s)
@@ -151,7 +151,7 @@ class Passes:
 
     async def _wait_until_due(self) -> None:
         """Sleep until a trigger is due, the timer ends, or the agent stops."""
-        while not self._is_stopping:
+        while not self.stopping.is_set():
             self._wake.clear()
             self.awake_s = now_s = time.monotonic()
             next_s = None
@@ -181,7 +181,7 @@ class Passes:
             return
         finally:
             _fail(answered, failure)
-        self._set_timer(time.monotonic() + self._retry_s)  # after a lost connection, connecting brings its own pass
+        self._set_timer(time.monotonic() + self.retry_s)  # after a lost connection, connecting brings its own pass
 
     def _end(self, done: DonePass) -> None:
         self.last = done

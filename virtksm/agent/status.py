@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from virtksm import __version__
 from virtksm.agent.agent import Agent
 from virtksm.agent.guest_switches import Trouble
+from virtksm.agent.passes import DonePass
 from virtksm.errors import VirtksmError
 from virtksm.guests.choices import Choice
 from virtksm.host.bounded import Waiting
@@ -47,27 +48,29 @@ class AgentFacts:
     """The agent's facts at one moment; times are CLOCK_MONOTONIC seconds.
 
     `lost_s` is when the connection was lost, or the agent began without one; None while there is one. `error` is why
-    the last attempt to connect, or the last pass, failed. `current` is this machine's KSM as it is, or the last pass's.
-    `room_kib` is the room for more guest memory, by name.
-    `switched` are the guests that were switched while they run, by UUID, `unswitched` those of which that failed.
-    `unread` is why it is unknown which guests rewrite what merges.
+    the last attempt to connect, or the last pass, failed. `done` is the last pass. `current` is this machine's KSM as
+    it is, or the last pass's. `room_kib` is the room for more guest memory, by name. `switched` are the guests that
+    were switched while they run, by UUID, `unswitched` those of which that failed. `unread` is why it is unknown which
+    guests rewrite what merges.
     """
 
-    version: str
     uri: str
     policy: str
     now_s: float
     lost_s: float | None
     waiting: Waiting | None
     error: str | None
-    last: PassReport | None
-    last_s: float | None
+    done: DonePass | None
     next_s: float | None
     current: CurrentKsm | None
     room_kib: Mapping[str, int] | None
     switched: Mapping[str, Choice] = field(default_factory=dict)
     unswitched: tuple[Trouble, ...] = ()
     unread: VirtksmError | None = None
+
+    @property
+    def last(self) -> PassReport | None:
+        return None if self.done is None else self.done.report
 
     @property
     def silence(self) -> Waiting | None:
@@ -84,9 +87,7 @@ class AgentFacts:
     def may_be_stranded(self) -> bool | None:
         """Whether ksmd may go on scanning while nothing can slow it down (rule 2); None where that is unknown."""
         silence = self.silence
-        if silence is None:
-            return False
-        if self.policy == "observe":
+        if silence is None or self.policy == "observe":
             return False
         if silence.what == A_PASS:
             return True
@@ -103,11 +104,12 @@ class AgentFacts:
         """Return the answer as JSON values; `now` is the wall clock's time."""
         silence = self.silence
         since = None if silence is None else (now - timedelta(seconds=self.now_s - silence.since_s)).astimezone(UTC)
-        settings = None if self.last is None else self.last.after
+        last = self.last
+        settings = None if last is None else last.after
         return {
             "schema": SCHEMA,
             "agent": True,
-            "version": self.version,
+            "version": __version__,
             "uri": self.uri,
             "policy": self.policy,
             "libvirt": {
@@ -118,16 +120,16 @@ class AgentFacts:
                 "waiting_for": None if silence is None else silence.what,
                 "error": self.error,
             },
-            "last_pass": None if self.last is None else self.last.as_dict(),
+            "last_pass": None if last is None else last.as_dict(),
             "full_scan": self._full_scan(),
-            "last_pass_ago_s": None if self.last_s is None else round(self.now_s - self.last_s, 3),
+            "last_pass_ago_s": None if self.done is None else round(self.now_s - self.done.ended_s, 3),
             "next_pass_s": None if self.next_s is None else round(max(0.0, self.next_s - self.now_s), 3),
             "stranded": {
                 "possible": self.may_be_stranded,
                 "settings": None if settings is None else settings.as_dict(),
                 "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
             },
-            "paused": None if self.last is None else self.last.paused is not None,
+            "paused": None if last is None else last.paused is not None,
             "switched": {
                 "unmerged": self._switched(merge=False),
                 "merging": self._switched(merge=True),
@@ -150,11 +152,12 @@ class AgentFacts:
 
     def _full_scan(self) -> dict[str, float | None] | None:
         """Return how far the full scan is that the last pass went on with; None outside of one."""
-        if self.last is None or "full_scan_kib" not in (numbers := self.last.decision.reason.numbers):
+        done = self.done
+        if done is None or "full_scan_kib" not in (numbers := done.report.decision.reason.numbers):
             return None
         left_s = numbers["full_scan_left_s"]
-        if left_s is not None and self.last_s is not None:
-            left_s = round(max(left_s - (self.now_s - self.last_s), 0.0), 3)
+        if left_s is not None:
+            left_s = round(max(left_s - (self.now_s - done.ended_s), 0.0), 3)
         return {"done_kib": numbers["scanned_kib"], "total_kib": numbers["full_scan_kib"], "left_s": left_s}
 
 
@@ -163,20 +166,17 @@ def read_facts(agent: Agent, facts: LocalFacts | None) -> AgentFacts:
     now_s = time.monotonic()
     config, uri, done = agent.configuration.in_force, agent.connection.known_uri, agent.passes.last
     is_here = not is_alias(uri) and is_this_machine(uri, config)
-    last = None if done is None else done.report
     switches, host = agent.listeners.switches, agent.connection.host
     return AgentFacts(
-        version=__version__,
         uri=uri,
         policy=config.policy,
         now_s=now_s,
         lost_s=agent.connection.lost_s,
         waiting=agent.passes.calls.waiting or (None if host is None else host.late_list),
         error=agent.reporter.trouble,
-        last=last,
-        last_s=None if done is None else done.ended_s,
+        done=done,
         next_s=agent.passes.next_s(now_s),
-        current=read_current(facts if is_here else None, last),
+        current=read_current(facts if is_here else None, None if done is None else done.report),
         room_kib=agent.listeners.room_kib,
         switched={uuid: one for uuid, one in switches.found.items() if one.is_done},
         unswitched=tuple(switches.troubles.values()),

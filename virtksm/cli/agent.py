@@ -23,19 +23,16 @@ def run(options: argparse.Namespace) -> int:
 
     config = load(options.config).config
     lines = LineQueue(sys.stderr)
-    from virtksm.agent.main import serve  # after log_setup, which imports asyncio with less
+    import asyncio  # after log_setup, which imports it with less
+
+    from virtksm.agent.main import serve
 
     def configure_log(current: Config) -> None:
         configure(options.log_level or current.log_level, options.log_format or current.log_format, stream=lines)
 
     configure_log(config)
     try:
-        return serve(
-            requested_uri(options.connect),
-            config,
-            options.paths,
-            lambda: load(options.config).config,
-            configure_log=configure_log,
-        )
+        uri, reload_config = requested_uri(options.connect), lambda: load(options.config).config
+        return asyncio.run(serve(uri, config, options.paths, reload_config, configure_log=configure_log))
     finally:
         lines.close()

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 from virtksm.cli.ask_agent import ask_agent
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri, warn
@@ -20,11 +22,12 @@ from virtksm.cli.main import Parser
 from virtksm.cli.unmerge import FREE_MEMORY, fit_text
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, Unsupported, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
-from virtksm.guests.obstacles import find_obstacles
+from virtksm.guests.obstacles import Obstacle, find_obstacles
 from virtksm.guests.ports import Connection, GuestFacts, Monitor
-from virtksm.guests.process import GuestMerging, find_held_s, find_needed_kib, still_mergeable
+from virtksm.guests.process import GuestMerging, MergeableMemory, find_held_s, find_needed_kib, still_mergeable
 from virtksm.guests.xml import parse_guest_xml
 from virtksm.model.snapshot import Guest
+from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
 from virtksm.text import format_kib, printable
 from virtksm.tuning.sense import sense_ksm
@@ -56,27 +59,27 @@ def run_show(options: argparse.Namespace) -> None:
     switch = _open(options, read_only=not options.backends)
     if options.backends:
         switch.ask()
-    print_result(options, switch.as_dict(), switch.rows() + switch.cost_rows())
+    print_result(options, as_dict(switch.seen), rows(switch.seen) + cost_rows(switch.seen))
 
 
 def run_unmerge(options: argparse.Namespace) -> None:
     """Take the guest out of KSM, and print what is left merged. Raises VirtksmError."""
     switch = _open(options, read_only=False)
-    nothing = switch.why_nothing_merges()
+    nothing = switch.seen.why_nothing_merges
     if nothing is not None:
         switch.keep_out()
-        print_result(options, switch.as_dict(), [("", "Nothing", f"to unmerge: {nothing}")])
+        print_result(options, as_dict(switch.seen), [("", "Nothing", f"to unmerge: {nothing}")])
         return
     if not options.json:
-        show(switch.cost_rows())
+        show(cost_rows(switch.seen))
     switch.unmerge(force=options.force)
-    print_result(options, switch.as_dict(), [*switch.rows(), ("", "Lasts", LASTS)])
+    print_result(options, as_dict(switch.seen), [*rows(switch.seen), ("", "Lasts", LASTS)])
 
 
 def run_merge(options: argparse.Namespace) -> None:
     switch = _open(options, read_only=False)
     switch.merge(force=options.force)
-    print_result(options, switch.as_dict(), switch.rows())
+    print_result(options, as_dict(switch.seen), rows(switch.seen))
 
 
 def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
@@ -87,22 +90,14 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     libvirt = Libvirt(config.call_timeout_s)
     host = libvirt.open(requested_uri(options.connect, options.paths), read_only=read_only)
     facts = ProcFacts(limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
-
-    def run(what: str, call: Callable[[], None], more_s: float) -> None:
-        libvirt.run(what, call, more_s=more_s)
-
-    def note(uuid: str, choice: Choice) -> None:
-        if facts is not None:  # of another machine's guests no agent here knows
-            save(options, uuid, choice)
-
-    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, run, note)
+    return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, libvirt.run, partial(save, options.paths))
 
 
-def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
+def save(paths: RuntimePaths, uuid: str, choice: Choice) -> None:
     """Save what was chosen, so that the agent leaves this run as it is, and have the agent read it once it is done."""
     try:
-        ChoiceFile(options.paths).note(uuid, choice)
-        answer = ask_agent(options.paths, {"op": "retune"}) if choice.is_done else None
+        ChoiceFile(paths).note(uuid, choice)
+        answer = ask_agent(paths, {"op": "retune"}) if choice.is_done else None
         why = None if answer is None or "pass" in answer else f"it answers: {answer.get('error', 'nothing')}"
     except VirtksmError as error:
         why = str(error) if choice.is_done else None
@@ -110,10 +105,75 @@ def save(options: argparse.Namespace, uuid: str, choice: Choice) -> None:
         warn(f"the agent may not know of this, and may switch it again: {why}")
 
 
-class GuestSwitch:
-    """One running guest, what is known of its merging, and its switch; `facts` is None on another machine.
+class KnownGuest(NamedTuple):
+    """What is known of a running guest's merging; `qemu` is None unless it was asked.
 
-    `run(what, call, more_s)` makes calls of libvirt within a limit that is `more_s` above the usual. `note` saves, by
+    On another machine `is_here` is False. `memory` and `zero_kib` are None where the kernel does not tell them.
+    `memory_kib` is the maximum in the guest's XML.
+    """
+
+    uri: str
+    is_here: bool
+    guest: Guest
+    memory_kib: int | None
+    memory: MergeableMemory | None
+    zero_kib: int | None
+    needed_kib: int
+    available_kib: int
+    obstacles: tuple[Obstacle, ...]
+    taints: tuple[str, ...] | None
+    qemu: GuestMerging | None = None
+
+    @property
+    def kept_out(self) -> Obstacle | None:
+        """What keeps its RAM out, whatever its QEMU is told."""
+        return next((one for one in self.obstacles if one.is_lasting), None)
+
+    @property
+    def why_nothing_merges(self) -> str | None:
+        """Why there is nothing to unmerge; None if there may be."""
+        memory, kept_out = self.memory, self.kept_out
+        if memory is not None and not memory.mappings_kib:
+            return "the kernel may merge none of its memory"
+        is_overruled = kept_out is not None and kept_out.is_whole and memory is not None
+        return None if kept_out is None or is_overruled else f"its memory cannot merge: {kept_out.text}"
+
+    @property
+    def mergeable(self) -> tuple[str, ...]:
+        """The backends that the kernel may merge, as far as it tells; none before QEMU was asked."""
+        backends = () if self.qemu is None else self.qemu.backends
+        return () if self.memory is None else still_mergeable(backends, self.memory)
+
+
+def read_guest(host: Connection, facts: GuestFacts | None, name: str) -> KnownGuest:
+    """Read all that is known without QEMU's monitor; raises VirtksmError, also for a guest that does not run."""
+    guest = find_guest(host.running_guests(with_max=False), name)
+    try:
+        xml = parse_guest_xml(host.guest_xml(guest.uuid))
+    except ValueError as error:
+        raise VirtksmError(f"the XML of {guest.name!r} {error}") from error
+    process = None if facts is None else facts.processes((guest,))[0]
+    ksm = host.ksm_state() if facts is None else sense_ksm(facts)
+    zero_pages = None if process is None or process.ksm is None else process.ksm.zero_pages
+    memory = None if facts is None else facts.mergeable_memory(guest)
+    return KnownGuest(
+        uri=host.uri,
+        is_here=facts is not None,
+        guest=guest,
+        memory_kib=xml.memory_kib,
+        memory=memory,
+        zero_kib=None if zero_pages is None else ksm.kib(zero_pages),
+        needed_kib=find_needed_kib(ksm, xml.memory_kib, process, memory),
+        available_kib=(facts or host).host_memory().copies_kib,
+        obstacles=find_obstacles(xml, process, ksm_run=ksm.run),
+        taints=host.taints(guest.uuid),
+    )
+
+
+class GuestSwitch:
+    """The switch of one running guest, and what was `seen` of it last; `facts` is None on another machine.
+
+    `run(what, call, more_s=)` makes calls of libvirt within a limit that is `more_s` above the usual. `note` saves, by
     UUID, what is chosen for the run that the command has found: before QEMU is asked, as the command may be killed.
     """
 
@@ -123,67 +183,38 @@ class GuestSwitch:
         monitor: Monitor,
         facts: GuestFacts | None,
         name: str,
-        run: Callable[[str, Callable[[], None], float], None],
+        run: Callable[..., Any],
         note: Callable[[str, Choice], None],
     ) -> None:
-        """Read all that is known without QEMU's monitor; raises VirtksmError, also for a guest that does not run."""
+        """Read the guest of this name or UUID; raises VirtksmError."""
         self._host, self._monitor, self._facts, self._run, self._note = host, monitor, facts, run, note
-        self._name = self._uuid = name
-        self.qemu: GuestMerging | None = None
-        run("guest", self._read, READ_WITHIN_S)
-        self._uuid = self.guest.uuid  # from now on: another guest may take over the name
-        self._process = None if facts is None else facts.identities((self.guest,))[0]
+        self._read(name)
+        self._process = None if facts is None else facts.identities((self.seen.guest,))[0]
 
-    def _read(self) -> None:
-        facts = self._facts
-        guest = find_guest(self._host.running_guests(with_max=False), self._uuid)
-        try:
-            xml = parse_guest_xml(self._host.guest_xml(guest.uuid))
-        except ValueError as error:
-            raise VirtksmError(f"the XML of {guest.name!r} {error}") from error
-        process = None if facts is None else facts.processes((guest,))[0]
-        ksm = self._host.ksm_state() if facts is None else sense_ksm(facts)
-        zero_pages = None if process is None or process.ksm is None else process.ksm.zero_pages
-        self.guest = guest
-        self._memory_kib = xml.memory_kib
-        self._memory = None if facts is None else facts.mergeable_memory(guest)
-        self._zero_kib = None if zero_pages is None else ksm.kib(zero_pages)
-        self._needed_kib = find_needed_kib(ksm, xml.memory_kib, process, self._memory)
-        self._available_kib = (facts or self._host).host_memory().copies_kib
-        self._obstacles = find_obstacles(xml, process, ksm_run=ksm.run)
-        self._kept_out = next((one for one in self._obstacles if one.is_lasting), None)
-        self._taints = self._host.taints(guest.uuid)
+    def _read(self, name: str) -> None:
+        work = partial(read_guest, self._host, self._facts, name)
+        self.seen: KnownGuest = self._run("guest", work, more_s=READ_WITHIN_S)
 
     def ask(self) -> GuestMerging:
         """Ask the guest's QEMU, which marks it as tainted; raises VirtksmError."""
-
-        def ask() -> None:
-            self.qemu = self._monitor.merging(self._uuid)
-            self._taints = self._host.taints(self._uuid)
-
-        self._run("QEMU", ask, 0.0)
-        assert self.qemu is not None
-        return self.qemu
-
-    def why_nothing_merges(self) -> str | None:
-        """Return why there is nothing to unmerge; None if there may be."""
-        memory, kept_out = self._memory, self._kept_out
-        if memory is not None and not memory.mappings_kib:
-            return "the kernel may merge none of its memory"
-        is_overruled = kept_out is not None and kept_out.is_whole and memory is not None
-        return None if kept_out is None or is_overruled else f"its memory cannot merge: {kept_out.text}"
+        uuid = self.seen.guest.uuid
+        qemu: GuestMerging
+        qemu, taints = self._run("QEMU", lambda: (self._monitor.merging(uuid), self._host.taints(uuid)))
+        self.seen = self.seen._replace(qemu=qemu, taints=taints)
+        return qemu
 
     def keep_out(self) -> None:
         """Have a guest stay out of which nothing merges, though its XML lets it: the agent may have unmerged it."""
-        if self._kept_out is None:
+        if self.seen.kept_out is None:
             self._choose(merge=False, is_done=True)
 
     def unmerge(self, *, force: bool) -> None:
         """Take the guest out of KSM; raises VirtksmError where that does not fit, or the kernel says otherwise."""
-        if self._needed_kib > self._available_kib and not force:
-            raise VirtksmError(fit_text(self._needed_kib, self._available_kib), remedy=FREE_MEMORY)
+        seen = self.seen
+        if seen.needed_kib > seen.available_kib and not force:
+            raise VirtksmError(fit_text(seen.needed_kib, seen.available_kib), remedy=FREE_MEMORY)
         qemu = self._ask_whether_it_heeds(force=force)
-        if self._memory is not None and not self._mergeable():
+        if self.seen.memory is not None and not self.seen.mergeable:
             self._choose(merge=False, is_done=True)  # it is out already
             return
         self._choose(merge=False)
@@ -191,7 +222,7 @@ class GuestSwitch:
             # QEMU leaves a backend alone that has the value, also where the kernel had refused it.
             self._set(merge=True)
         self._set(merge=False)
-        if left := self._mergeable():
+        if left := self.seen.mergeable:
             raise MonitorFailed(
                 f"QEMU {qemu.version} has taken it, but the kernel still merges {', '.join(map(printable, left))}",
                 remedy="QEMU 9.1 ignores it; else the kernel had too little memory: once more, when more is free",
@@ -200,16 +231,17 @@ class GuestSwitch:
 
     def merge(self, *, force: bool) -> None:
         """Let the guest's memory merge; raises VirtksmError where it is kept out, or the kernel says otherwise."""
-        if kept_out := self._kept_out:
+        name = printable(self.seen.guest.name)
+        if kept_out := self.seen.kept_out:
             raise VirtksmError(
-                f"the memory of {printable(self.guest.name)} cannot merge: {kept_out.text}",
+                f"the memory of {name} cannot merge: {kept_out.text}",
                 remedy="change that in its XML (virsh edit), and start it anew",
             )
         qemu = self._ask_whether_it_heeds(force=force)
         self._choose(merge=True)
         self._set(merge=True)
-        if self._memory is not None and not self._mergeable():
-            none = f"the kernel may merge none of {printable(self.guest.name)}'s memory"
+        if self.seen.memory is not None and not self.seen.mergeable:
+            none = f"the kernel may merge none of {name}'s memory"
             raise MonitorFailed(f"QEMU {qemu.version} has taken it, but {none}", remedy="QEMU 9.1 ignores it")
         self._choose(merge=True, is_done=True)
 
@@ -223,16 +255,13 @@ class GuestSwitch:
         return qemu
 
     def _set(self, *, merge: bool) -> None:
-
-        def switch() -> None:
-            self._monitor.set_merging(self._uuid, merge=merge)
-
+        guest, more_s = self.seen.guest, 0.0 if merge else SLOWER * find_held_s(self.seen.needed_kib)
         try:
-            self._run("QEMU", switch, 0.0 if merge else SLOWER * find_held_s(self._needed_kib))
+            self._run("QEMU", partial(self._monitor.set_merging, guest.uuid, merge=merge), more_s=more_s)
         except LibvirtUnreachable as error:
-            error.message, error.remedy = f"{error.message}; QEMU may go on", f"virtksm guest show {self._name}"
+            error.message, error.remedy = f"{error.message}; QEMU may go on", f"virtksm guest show {guest.name}"
             raise
-        self._run("guest", self._read, READ_WITHIN_S)
+        self._read(guest.uuid)  # not by its name, which another guest may have by now
         self.ask()
 
     def _choose(self, *, merge: bool, is_done: bool = False) -> None:
@@ -240,76 +269,73 @@ class GuestSwitch:
         if self._process is None:
             return
         choice = Choice(
-            name=self.guest.name,
+            name=self.seen.guest.name,
             process=self._process,
             merge=merge,
             why=COMMAND,
             at_s=time.time(),
             is_done=is_done,
-            memory_kib=self._memory_kib,
+            memory_kib=self.seen.memory_kib,
         )
-        self._note(self._uuid, choice)
+        self._note(self.seen.guest.uuid, choice)
 
-    def _mergeable(self) -> tuple[str, ...]:
-        assert self.qemu is not None
-        return () if self._memory is None else still_mergeable(self.qemu.backends, self._memory)
 
-    def rows(self) -> list[Row]:
-        tainted = "unknown: libvirt before 7.1 does not tell"
-        if self._taints is not None:
-            tainted = "; ".join(self._taints) or "no"
-        rows = [("", "Guest", self.guest.name), ("", "Kernel", self._kernel_text())]
-        if self.qemu is not None:
-            backends = ", ".join(
-                f"{one.name} {format_kib(one.size_kib)} {'may' if one.merges else 'must not'} merge"
-                for one in self.qemu.backends
-            )
-            rows.append(("", "QEMU", f"{self.qemu.version}: {backends}"))
-        rows += [("warn", "Obstacle", one.text) for one in self._obstacles]
-        return [*rows, ("", "Tainted", tainted)]
+def rows(seen: KnownGuest) -> list[Row]:
+    tainted = "unknown: libvirt before 7.1 does not tell"
+    if seen.taints is not None:
+        tainted = "; ".join(seen.taints) or "no"
+    rows = [("", "Guest", seen.guest.name), ("", "Kernel", _kernel_text(seen))]
+    if seen.qemu is not None:
+        backends = ", ".join(
+            f"{one.name} {format_kib(one.size_kib)} {'may' if one.merges else 'must not'} merge"
+            for one in seen.qemu.backends
+        )
+        rows.append(("", "QEMU", f"{seen.qemu.version}: {backends}"))
+    rows += [("warn", "Obstacle", one.text) for one in seen.obstacles]
+    return [*rows, ("", "Tainted", tainted)]
 
-    def _kernel_text(self) -> str:
-        memory, zero_kib = self._memory, self._zero_kib
-        if memory is None:
-            return ELSEWHERE if self._facts is None else UNREADABLE
-        merged = "" if memory.merged_kib is None else f", {format_kib(memory.merged_kib)} are merged"
-        zero = f" and {format_kib(zero_kib)} of zero pages" if zero_kib else ""
-        return f"{format_kib(sum(memory.mappings_kib))} may merge{merged}{zero}"
 
-    def cost_rows(self) -> list[Row]:
-        """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
-        if self.why_nothing_merges() is not None:
-            return []
-        tone = "warn" if self._needed_kib > self._available_kib else ""
-        held = f"its QEMU stands still for about {find_held_s(self._needed_kib):.1f} s"
-        return [
-            (tone, "Memory", fit_text(self._needed_kib, self._available_kib)),
-            ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
-        ]
+def _kernel_text(seen: KnownGuest) -> str:
+    if seen.memory is None:
+        return UNREADABLE if seen.is_here else ELSEWHERE
+    merged_kib = seen.memory.merged_kib
+    merged = "" if merged_kib is None else f", {format_kib(merged_kib)} are merged"
+    zero = f" and {format_kib(seen.zero_kib)} of zero pages" if seen.zero_kib else ""
+    return f"{format_kib(sum(seen.memory.mappings_kib))} may merge{merged}{zero}"
 
-    def as_dict(self) -> dict[str, object]:
-        memory, qemu = self._memory, self.qemu
-        return {
-            "uri": self._host.uri,
-            "name": self.guest.name,
-            "uuid": self.guest.uuid,
-            "obstacles": [one.value for one in self._obstacles],
-            "taints": None if self._taints is None else list(self._taints),
-            "mergeable_kib": None if memory is None else sum(memory.mappings_kib),
-            "merged_kib": None if memory is None else memory.merged_kib,
-            "zero_kib": self._zero_kib,
-            "needed_kib": self._needed_kib,
-            "available_kib": self._available_kib,
-            "held_s": round(find_held_s(self._needed_kib), 3),
-            "qemu": None
-            if qemu is None
-            else {
-                "version": qemu.version,
-                "backends": [
-                    {"name": one.name, "size_kib": one.size_kib, "merge": one.merges} for one in qemu.backends
-                ],
-            },
-        }
+
+def cost_rows(seen: KnownGuest) -> list[Row]:
+    """Return what unmerging costs, for people; nothing where there is nothing to unmerge."""
+    if seen.why_nothing_merges is not None:
+        return []
+    tone = "warn" if seen.needed_kib > seen.available_kib else ""
+    held = f"its QEMU stands still for about {find_held_s(seen.needed_kib):.1f} s"
+    return [
+        (tone, "Memory", fit_text(seen.needed_kib, seen.available_kib)),
+        ("", "Cost", f"while it unmerges {held}; {TAINTS}"),
+    ]
+
+
+def as_dict(seen: KnownGuest) -> dict[str, object]:
+    memory, qemu = seen.memory, seen.qemu
+    return {
+        "uri": seen.uri,
+        "name": seen.guest.name,
+        "uuid": seen.guest.uuid,
+        "obstacles": [one.value for one in seen.obstacles],
+        "taints": seen.taints,
+        "mergeable_kib": None if memory is None else sum(memory.mappings_kib),
+        "merged_kib": None if memory is None else memory.merged_kib,
+        "zero_kib": seen.zero_kib,
+        "needed_kib": seen.needed_kib,
+        "available_kib": seen.available_kib,
+        "held_s": round(find_held_s(seen.needed_kib), 3),
+        "qemu": qemu
+        and {
+            "version": qemu.version,
+            "backends": [{"name": one.name, "size_kib": one.size_kib, "merge": one.merges} for one in qemu.backends],
+        },
+    }
 
 
 def find_guest(running: Iterable[Guest], name: str) -> Guest:

@@ -67,7 +67,6 @@ class View:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._paths = options.paths
         self._alone: Alone | None = None
         self._seen: list[Point] = []
 
@@ -85,7 +84,7 @@ class View:
             from virtksm.cli.status_alone import Alone
 
             config, _ = config_or_defaults(self._options.config)
-            self._alone = Alone(requested_uri(self._options.connect), config, self._paths)
+            self._alone = Alone(requested_uri(self._options.connect), config, self._options.paths)
         return self._alone.read()
 
     def _history_fields(self, now: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from virtksm.uri import is_alias
 from virtksm.wiring import is_this_machine, key_of, make_switch
 
 LIMIT_S = 5.0
+AN_AGENTS = ("last_pass", "full_scan", "last_pass_ago_s", "next_pass_s", "switched", "room_kib")
+"""What an agent alone knows."""
 
 
 class Alone:
@@ -63,15 +65,10 @@ class Alone:
                 "waiting_for": None,
                 "error": None if error is None else str(error),
             },
-            "last_pass": None,
-            "full_scan": None,
-            "last_pass_ago_s": None,
-            "next_pass_s": None,
-            "stranded": {"possible": None, "settings": None, "worst_core_percent": None},
+            "stranded": dict.fromkeys(("possible", "settings", "worst_core_percent")),
             "paused": is_paused,
-            "switched": None,
             "now": None if current is None else current.as_dict(),
-            "room_kib": None,
+            **dict.fromkeys(AN_AGENTS),
         }
 
     def _current(self, snapshot: Snapshot | None, *, is_here: bool) -> CurrentKsm | None:

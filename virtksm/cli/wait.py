@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeGuard
 
 from virtksm.cli.answers import DECISION, PASS, STATUS
@@ -65,24 +66,21 @@ def run(options: argparse.Namespace) -> int:
         return None if answer is None else take_answer(answer, "pass", PASS_ASKED_FOR)
 
     with Progress(is_wanted=not options.json) as progress:
-        waiting = Waiting(ask, dry_run, lambda: _ksm_is_off(options.connect))
-        result = waiting.look(0.0)
-        while result is None:
+        waiter = Waiter(ask, dry_run, lambda: _ksm_is_off(options.connect))
+        while (result := waiter.look(time.monotonic() - began_s)) is None:
             waited_s = time.monotonic() - began_s
             if options.timeout is not None and waited_s >= options.timeout:
                 result = "timed_out"
                 break
-            progress.show(f"waiting for {waited_s:.0f} s: {waiting.reason}")
+            progress.show(f"waiting for {waited_s:.0f} s: {waiter.reason}")
             time.sleep(ASK_EVERY_S)
-            result = waiting.look(time.monotonic() - began_s)
     code, label = RESULTS[result]
-    waited_s = round(time.monotonic() - began_s, 3)
-    values = {"result": result, "reason": waiting.reason, "waited_s": waited_s}
-    print_result(options, values, [("", label, waiting.reason)])
+    values = {"result": result, "reason": waiter.reason, "waited_s": round(time.monotonic() - began_s, 3)}
+    print_result(options, values, [("", label, waiter.reason)])
     return code
 
 
-class Waiting:
+class Waiter:
     """What the agent has said so far. `ksm_is_off` asks the kernel.
 
     `ask` gives the agent's status, `dry_run` a pass that it would run now; None where none runs.
@@ -122,19 +120,11 @@ class Waiting:
         result, self.reason = judge(status, waited_s)
         if result is None and not self._has_asked and _is_settled(status["last_pass"]):
             self._has_asked = True
-            result = self._look_now()
+            with suppress(VirtksmError):  # this user may only read, or libvirt does not answer
+                would = self._dry_run()
+                if _is_settled(would):
+                    result, self.reason = "settled", would["decision"]["reason"]
         return result
-
-    def _look_now(self) -> str | None:
-        """Return how the waiting ends by a pass of now, None if it goes on."""
-        try:
-            would = self._dry_run()
-        except VirtksmError:  # this user may only read, or libvirt does not answer
-            return None
-        if not _is_settled(would):
-            return None
-        self.reason = would["decision"]["reason"]
-        return "settled"
 
 
 def judge(status: Mapping[str, Any], waited_s: float) -> tuple[str | None, str]:

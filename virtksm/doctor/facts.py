@@ -19,9 +19,9 @@ from virtksm.config.schema import Config
 from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.libvirt import Guests, Libvirt, read_libvirt
+from virtksm.doctor.reading.libvirt import Guests, LibvirtSeen, read_libvirt
 from virtksm.doctor.reading.own import AgentSeen, read_config, read_state
-from virtksm.doctor.reading.processes import Daemon, Process, find_daemon, has_daemon, read_processes
+from virtksm.doctor.reading.processes import Daemon, ProcessSeen, find_daemon, has_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
 from virtksm.host.systemd import state_age_s
@@ -89,7 +89,7 @@ class Here:
         return self.root.number(f"sys/kernel/mm/ksm/{name}")
 
     @cached_property
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessSeen]:
         """Those of root, and of vdsm."""
         return read_processes(self.root)
 
@@ -144,7 +144,7 @@ class Facts:
     """
 
     here: Here | DoesNotApply
-    libvirt: Libvirt | VirtksmError
+    libvirt: LibvirtSeen | VirtksmError
     configuration: Config | tuple[str, ...]
     keys_set: frozenset[str] = frozenset()
     paused: Pause | None
@@ -166,7 +166,7 @@ class Facts:
         return self.here
 
     @property
-    def connection(self) -> Libvirt:
+    def connection(self) -> LibvirtSeen:
         """Raises DoesNotApply where there is none."""
         if isinstance(self.libvirt, VirtksmError):
             raise DoesNotApply("no connection to libvirt")
@@ -206,7 +206,7 @@ def read_facts(
     configuration, keys_set = read_config(config_file)
     config = configuration if isinstance(configuration, Config) else Config()
     libvirt, peer_pid = read_libvirt(asked_uri, paths, config)
-    uri = libvirt.uri if isinstance(libvirt, Libvirt) else asked_uri
+    uri = libvirt.uri if isinstance(libvirt, LibvirtSeen) else asked_uri
     here: Here | DoesNotApply = Here(Root(), uri, peer_pid=peer_pid)
     if is_alias(uri):
         here = DoesNotApply(f"libvirt did not say which machine {uri} is")

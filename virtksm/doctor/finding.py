@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 Verdict = Literal["INFO", "PASS", "WARN", "FAIL"]
 
 
-class Outcome(NamedTuple):
+class Judgement(NamedTuple):
     """A verdict, what was seen, and one line of what to do (for WARN and FAIL)."""
 
     verdict: Verdict
@@ -48,8 +48,8 @@ class DoesNotApply(Exception):
     """A check has nothing to judge here; says why."""
 
 
-passed, info = partial(Outcome, "PASS"), partial(Outcome, "INFO")
-warned, failed = partial(Outcome, "WARN"), partial(Outcome, "FAIL")
+passed, info = partial(Judgement, "PASS"), partial(Judgement, "INFO")
+warned, failed = partial(Judgement, "WARN"), partial(Judgement, "FAIL")
 
 
 def worst(findings: Iterable[Finding]) -> Verdict:

@@ -13,7 +13,7 @@ Samples and events travel as tables, a list of columns and a list of rows (`as_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from virtksm.model.decision import EVALUATING_ONLY, Trigger
 from virtksm.model.snapshot import Settings, Snapshot
@@ -106,6 +106,7 @@ class History(Protocol):
         """Return the lines of the last `limit` decisions."""
 
 
+Entry = TypeVar("Entry", Sample, GuestEvent)
 SAMPLE_FIELDS = Sample._fields
 EVENT_FIELDS = GuestEvent._fields
 
@@ -151,30 +152,25 @@ def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[st
 
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
-    samples = tuple(build(Sample, row) for row in _named_rows(columns, rows))
-    _check_times(samples)
-    return samples
+    return _parse(Sample, columns, rows)
 
 
 def parse_events(columns: object, rows: object) -> tuple[GuestEvent, ...]:
-    """Take events from a table, whose further columns are left out; raises ValueError saying what is wrong."""
-    events = tuple(build(GuestEvent, row) for row in _named_rows(columns, rows))
-    _check_times(events)
+    """Take events, as `parse_samples`."""
+    events = _parse(GuestEvent, columns, rows)
     if not all(event.kind in KINDS for event in events):  # few words, as a picture's legend has them all
         raise ValueError("kind is no event's")
     return events
 
 
-def _named_rows(columns: object, rows: object) -> list[dict[str, object]]:
+def _parse(made: type[Entry], columns: object, rows: object) -> tuple[Entry, ...]:
     if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
         raise ValueError("columns are missing")
     if not isinstance(rows, list | tuple):
         raise ValueError("rows are missing")
     if not all(isinstance(row, list | tuple) and len(row) == len(columns) for row in rows):
         raise ValueError("a row has not as many values as there are columns")
-    return [dict(zip(columns, row, strict=True)) for row in rows]
-
-
-def _check_times(found: Sequence[Sample | GuestEvent]) -> None:
+    found = tuple(build(made, dict(zip(columns, row, strict=True))) for row in rows)
     if not all(0 <= one.at_s <= MAX_TIME_S for one in found):
         raise ValueError("at_s is no time")
+    return found

@@ -26,7 +26,7 @@ Chooser = Callable[[Law], Policy[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class ReplayStep:
     """One pass and both answers to it. `lasted_s` is the time since the pass before it, None where none follows on it.
 
     `began_anew` says that the recorded policy's state could not be taken over.
@@ -43,7 +43,7 @@ class Step:
         return (recorded.target, recorded.reason.rule) != (replayed.target, replayed.reason.rule)
 
 
-def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: Sums) -> Iterator[Step]:
+def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: Sums) -> Iterator[ReplayStep]:
     """Yield a step for each pass of a trace, and count them in `sums`; raises what `choose` raises."""
     player: _Player | None = None
     before: Snapshot | None = None
@@ -58,7 +58,7 @@ def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: Sums) -> Iterato
                 if before is not None and line.snapshot.taken_s >= before.taken_s:
                     lasted_s = line.snapshot.taken_s - before.taken_s
                 before = line.snapshot
-                step = Step(line=line, replayed=replayed, lasted_s=lasted_s, began_anew=began_anew)
+                step = ReplayStep(line=line, replayed=replayed, lasted_s=lasted_s, began_anew=began_anew)
                 sums.take(step)
                 yield step
             case Gap(missed=missed):
@@ -154,7 +154,7 @@ class Sums:
     recorded: Share = field(default_factory=Share)
     replayed: Share = field(default_factory=Share)
 
-    def take(self, step: Step) -> None:
+    def take(self, step: ReplayStep) -> None:
         self.lasted_s += step.lasted_s or 0.0
         found = step.line.snapshot.ksm.settings
         self.recorded.take(step.lasted_s, found, step.line.decision.target)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from virtksm import __version__
 from virtksm.agent.metrics.counters import RESULTS, Durations, Tally
 from virtksm.agent.metrics.guests import GuestSavings
 from virtksm.agent.status import AgentFacts, worst_core_percent
@@ -122,7 +123,7 @@ def _backlog(at: Moment) -> Values | None:
 METRICS = (
     _gauge("up", "1: the agent runs.", lambda _at: 1),
     _gauge("build_info", "1, with the agent's version and Python.",
-           lambda at: {(at.agent.version, platform.python_version()): 1}, "version", "python"),
+           lambda at: {(__version__, platform.python_version()): 1}, "version", "python"),
     _gauge("policy_info", "1, with the policy in force.", lambda at: {(at.agent.policy,): 1}, "policy"),
     _gauge("start_time_seconds", "When the agent started, in Unix time.",
            lambda at: at.started_at_s),

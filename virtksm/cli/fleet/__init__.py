@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from virtksm.cli.fleet.hosts import Host, find_hosts
+from virtksm.cli.fleet.hosts import FleetHost, find_hosts
 from virtksm.cli.fleet.processes import Answer, ask_all
 from virtksm.cli.fleet.table import report_items
 from virtksm.cli.layout import print_result
@@ -91,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
         load(options.config, asks_groups=False)
     for module in (f"cli.{action}", *NEEDED, *ALSO_NEEDED.get(action, ())):
         import_module(f"virtksm.{module}")
-    results: dict[Host, dict[str, Any]] = {}
+    results: dict[FleetHost, dict[str, Any]] = {}
     with Progress(is_wanted=not options.json) as progress:
 
-        def notice(answers: Mapping[Host, Answer], asked: Sequence[Host]) -> None:
+        def notice(answers: Mapping[FleetHost, Answer], asked: Sequence[FleetHost]) -> None:
             for host in answers.keys() - results.keys():
                 results[host] = result_of(action, host, answers[host])
             progress.show(progress_text(results.values(), asked, len(hosts)))
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def ask(action: str, host: Host, options: argparse.Namespace) -> int:
+def ask(action: str, host: FleetHost, options: argparse.Namespace) -> int:
     """Run an action for one host, printing JSON; returns its exit code."""
     from virtksm.cli.main import exit_code_of, parse
 
@@ -126,12 +126,12 @@ def ask(action: str, host: Host, options: argparse.Namespace) -> int:
     return exit_code_of(run_one, given=sys.argv[1:])
 
 
-def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[Host], total: int) -> str:
+def progress_text(results: Collection[Mapping[str, Any]], asked: Sequence[FleetHost], total: int) -> str:
     failed = sum(one["exit_code"] != ExitCode.DONE for one in results)
     return f"{len(results)} of {total} done, {failed} failed; waiting for {', '.join(one.name for one in asked)}"
 
 
-def result_of(action: str, host: Host, answer: Answer) -> dict[str, Any]:
+def result_of(action: str, host: FleetHost, answer: Answer) -> dict[str, Any]:
     """Return one host's result as JSON values. Pure."""
     said: dict[str, list[str]] = {name: [] for name in SAID.values()}
     for line in answer.said.splitlines():

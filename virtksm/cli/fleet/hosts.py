@@ -28,27 +28,29 @@ MAX_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class FleetHost:
     """A host: the name by which the user knows it, and the URI by which it is asked."""
 
     name: str
     uri: str
 
 
-def find_hosts(connect: Iterable[str], hosts_file: str | None, inventory: str | None, limit: str | None) -> list[Host]:
+def find_hosts(
+    connect: Iterable[str], hosts_file: str | None, inventory: str | None, limit: str | None
+) -> list[FleetHost]:
     """Return the hosts that are named, in that order, each URI once; raises VirtksmError."""
-    found = [Host(name=uri, uri=uri) for uri in connect]
+    found = [FleetHost(name=uri, uri=uri) for uri in connect]
     if hosts_file is not None:
         found += read_hosts_file(hosts_file)
     if inventory is not None:
         found += parse_inventory(list_inventory(inventory), inventory, limit)
-    hosts: dict[str, Host] = {}
+    hosts: dict[str, FleetHost] = {}
     for one in found:
         hosts.setdefault(one.uri, one)
     return list(hosts.values())
 
 
-def read_hosts_file(file: str) -> list[Host]:
+def read_hosts_file(file: str) -> list[FleetHost]:
     """Return the hosts of a file; raises ConfigError."""
     try:
         return parse_hosts(Path(file).read_text(encoding="utf-8"), file)
@@ -56,7 +58,7 @@ def read_hosts_file(file: str) -> list[Host]:
         raise ConfigError.of(file, f"cannot be read: {reason_of(error)}", f"ls -ld {file}") from error
 
 
-def parse_hosts(text: str, file: str) -> list[Host]:
+def parse_hosts(text: str, file: str) -> list[FleetHost]:
     """Return the hosts of a file's text, one a line; raises ConfigError with every fault."""
     lines = ((number, re.sub(r"(^|\s)#.*", "", line).strip()) for number, line in enumerate(text.splitlines(), 1))
     return _checked(((f"line {number}", line, line) for number, line in lines if line), file)
@@ -96,7 +98,7 @@ def list_inventory(inventory: str, program: str = LISTS_INVENTORY) -> str:
     return done.stdout
 
 
-def parse_inventory(text: str, inventory: str, limit: str | None = None) -> list[Host]:
+def parse_inventory(text: str, inventory: str, limit: str | None = None) -> list[FleetHost]:
     """Return the hosts of an inventory, or of its group or host `limit`, by what `list_inventory` returns.
 
     Raises ConfigError with every fault.
@@ -135,14 +137,14 @@ def _address(name: str, variables: Mapping[str, Any]) -> str:
     return f"{user}@{address}".removeprefix("@") + (f":{port}" if port else "")
 
 
-def _checked(found: Iterable[tuple[str, str, str]], file: str) -> list[Host]:
+def _checked(found: Iterable[tuple[str, str, str]], file: str) -> list[FleetHost]:
     """Return hosts by places in a file, names and addresses; raises ConfigError for what is no address, or no host."""
     hosts, faults = [], []
     for place, name, address in found:
         if URI.fullmatch(address) and address.isprintable():
-            hosts.append(Host(name=name, uri=address))
+            hosts.append(FleetHost(name=name, uri=address))
         elif NAME.fullmatch(address):
-            hosts.append(Host(name=name, uri=f"qemu+ssh://{address}/system"))
+            hosts.append(FleetHost(name=name, uri=f"qemu+ssh://{address}/system"))
         else:
             problem = f"{printable(address[:MAX_SHOWN])!r} is neither the name of a host nor a libvirt URI"
             remedy = "write one such as web1, root@web1:22, [fe80::1] or qemu+tls://web1/system"

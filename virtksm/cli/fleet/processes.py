@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 
-from virtksm.cli.fleet.hosts import Host
+from virtksm.cli.fleet.hosts import FleetHost
 from virtksm.errors import ExitCode
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -42,24 +42,24 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asking:
-    host: Host
+    host: FleetHost
     process: ForkProcess
     began_s: float
 
 
 def ask_all(
-    hosts: Sequence[Host],
-    ask: Callable[[Host], int],
+    hosts: Sequence[FleetHost],
+    ask: Callable[[FleetHost], int],
     *,
     jobs: int,
     limit_s: float,
-    notice: Callable[[Mapping[Host, Answer], Sequence[Host]], object],
-) -> tuple[dict[Host, Answer], int]:
+    notice: Callable[[Mapping[FleetHost, Answer], Sequence[FleetHost]], object],
+) -> tuple[dict[FleetHost, Answer], int]:
     """Have `ask` print for each host, and return the answers, and the signal that has ended it before, else 0.
 
     A host that was not asked to the end has no answer. `notice` is told the answers so far and who is still asked.
     """
-    answers: dict[Host, Answer] = {}
+    answers: dict[FleetHost, Answer] = {}
     waiting, running = deque(hosts), dict[Connection, _Asking]()
     with _signals() as woken:
         try:
@@ -104,7 +104,7 @@ def _signals() -> Iterator[int]:
         os.close(waking)
 
 
-def _start(ask: Callable[[Host], int], host: Host) -> tuple[Connection, ForkProcess]:
+def _start(ask: Callable[[FleetHost], int], host: FleetHost) -> tuple[Connection, ForkProcess]:
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(ask, host, writer), daemon=True)
@@ -113,7 +113,7 @@ def _start(ask: Callable[[Host], int], host: Host) -> tuple[Connection, ForkProc
     return reader, process
 
 
-def _work(ask: Callable[[Host], int], host: Host, writer: Connection) -> None:
+def _work(ask: Callable[[FleetHost], int], host: FleetHost, writer: Connection) -> None:
     """Ask one host, in its process: send what was printed, and end, with all that was started."""
     signal.set_wakeup_fd(-1)
     for number in ENDING:

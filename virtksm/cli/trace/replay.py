@@ -15,7 +15,7 @@ from virtksm.policy import make_policy
 from virtksm.store.trace import read_trace, trace_size
 from virtksm.text import printable
 from virtksm.trace import Header, Law
-from virtksm.trace.replay import Step, Sums, replay
+from virtksm.trace.replay import ReplayStep, Sums, replay
 from virtksm.trace.text import parse_lines
 
 FED = ("full_scan", "check_scan")
@@ -91,7 +91,7 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
         show([row])
 
 
-def changing(steps: Iterator[Step]) -> Iterator[Step]:
+def changing(steps: Iterator[ReplayStep]) -> Iterator[ReplayStep]:
     """Yield the first step, and those with another answer of either side than the step before, or another law."""
     before = None
     for step in steps:
@@ -104,7 +104,7 @@ def changing(steps: Iterator[Step]) -> Iterator[Step]:
         before = answers
 
 
-def step_values(step: Step, recorded_of: Callable[[Law], Config]) -> dict[str, object]:
+def step_values(step: ReplayStep, recorded_of: Callable[[Law], Config]) -> dict[str, object]:
     law = step.line.law
     return {
         "law": None if law is None else law_values(recorded_of(law)),
@@ -154,7 +154,7 @@ def _law_text(config: Config) -> str:
     return f"policy {config.policy}, {', '.join(own) if own else 'with its defaults'}"
 
 
-def step_rows(steps: Iterator[Step], recorded_of: Callable[[Law], Config], law: Law) -> Iterator[Row]:
+def step_rows(steps: Iterator[ReplayStep], recorded_of: Callable[[Law], Config], law: Law) -> Iterator[Row]:
     """Yield a row for each step: when, why, and both answers, marked where they differ; and one for each new law."""
     began_s = None
     for step in steps:

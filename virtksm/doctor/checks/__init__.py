@@ -1,6 +1,6 @@
 """The checks in their order, and the outcome of one that cannot tell or does not apply.
 
-To add one: a function from Facts to Outcome in the module of its group, and a line here, which says what it judges
+To add one: a function from Facts to Judgement in the module of its group, and a line here, which says what it judges
 (docs/reference.md lists them).
 """
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from virtksm.doctor.checks import guests, hook, kernel, libvirt, memory, own, writers
 from virtksm.doctor.facts import Facts
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Outcome, info, warned
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Finding, Judgement, info, warned
 
 
 class Check(NamedTuple):
@@ -20,7 +20,7 @@ class Check(NamedTuple):
     name: str
     group: str
     what: str
-    judge: Callable[[Facts], Outcome]
+    judge: Callable[[Facts], Judgement]
 
 
 CHECKS = (
@@ -84,13 +84,13 @@ SETTING = ("advisor", "libvirt_parameters", "permission", "sys_writable")
 """Beside those of the group `writers`, the checks of what keeps virtksm from setting KSM alone."""
 
 
-def _judged(check: Check, facts: Facts) -> Outcome:
+def _judged(check: Check, facts: Facts) -> Judgement:
     outcome = _asked(check, facts)
     may_set = not facts.config.only_observes or not (check.group == "writers" or check.name in SETTING)
     return outcome if may_set or not outcome.remedy else info(f"{outcome.detail}; policy observe leaves KSM to others")
 
 
-def _asked(check: Check, facts: Facts) -> Outcome:
+def _asked(check: Check, facts: Facts) -> Judgement:
     try:
         return check.judge(facts)
     except CannotTell as doubt:

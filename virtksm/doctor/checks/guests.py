@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from virtksm.doctor.facts import Facts
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
-from virtksm.doctor.reading.libvirt import SeenGuest
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, info, passed, warned
+from virtksm.doctor.reading.libvirt import GuestSeen
 from virtksm.doctor.reading.own import AgentSeen
 from virtksm.guests.obstacles import find_mixed, find_obstacles, is_private, pool_text
 from virtksm.guests.xml import UNKNOWN
@@ -25,7 +25,7 @@ REPORT_FREE_PAGES = (
 UNREAD = "see whether this user may read it: virsh dumpxml GUEST"
 
 
-def check_can_merge(facts: Facts) -> Outcome:
+def check_can_merge(facts: Facts) -> Judgement:
     guests, patterns = facts.guests, facts.config.private_guests
     kept_out, stuck = 0, []
     for guest, xml, process, is_unmerged in _running(facts):
@@ -45,7 +45,7 @@ def check_can_merge(facts: Facts) -> Outcome:
     return passed(f"{len(guests.running)} guests run{private}")
 
 
-def check_private(facts: Facts) -> Outcome:
+def check_private(facts: Facts) -> Judgement:
     guests = facts.guests
     private = [one for one in _running(facts) if is_private(one.guest, one.xml, facts.config.private_guests)]
     names = [one.guest.name for one in private if not one.xml.is_kept_out and not one.is_unmerged]
@@ -66,7 +66,7 @@ def check_private(facts: Facts) -> Outcome:
     return passed(f"{len(private)} of {len(guests.running)} guests are private, and kept out")
 
 
-def check_rewriters(facts: Facts) -> Outcome:
+def check_rewriters(facts: Facts) -> Judgement:
     """Judge whether the agent finds the guests that rewrite what merges, where it is to, and keeps them out."""
     agent, config = _agent(facts), facts.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
@@ -85,7 +85,7 @@ def check_rewriters(facts: Facts) -> Outcome:
     return passed(f"kept out for a day: {out or 'none'}{by_command}")
 
 
-def check_groups(facts: Facts) -> Outcome:
+def check_groups(facts: Facts) -> Judgement:
     running = _running(facts)
     mixed = find_mixed((one[:3] for one in running), {one.guest.key for one in running if one.is_unmerged})
     groups = {one.xml.group for one in running if one.xml.group is not None}
@@ -98,7 +98,7 @@ def check_groups(facts: Facts) -> Outcome:
     return passed(f"{len(groups)} declared, and guests of one alone can merge")
 
 
-def check_free_pages(facts: Facts) -> Outcome:
+def check_free_pages(facts: Facts) -> Judgement:
     """Name the guests that keep the memory which their kernels have freed: to have it back is the cheapest saving.
 
     QEMU takes none of a guest whose memory is pinned or encrypted.
@@ -114,7 +114,7 @@ def check_free_pages(facts: Facts) -> Outcome:
     return passed(f"all {len(able)} that can" if able else "no guest runs that can")
 
 
-def check_other_processes(facts: Facts) -> Outcome:
+def check_other_processes(facts: Facts) -> Judgement:
     """Judge whether the agent sees the mergeable memory of other processes; else only its check scans find it."""
     facts.this_machine  # noqa: B018  # elsewhere there is nothing to judge
     other = facts.guests.other_processes
@@ -135,7 +135,7 @@ def check_other_processes(facts: Facts) -> Outcome:
     return passed(text)
 
 
-def check_swapped(facts: Facts) -> Outcome:
+def check_swapped(facts: Facts) -> Judgement:
     """Judge whether much of the guests' memory is in swap, where nothing merges."""
     facts.this_machine  # noqa: B018  # of another one libvirt does not tell it
     guests = facts.guests
@@ -154,7 +154,7 @@ def check_swapped(facts: Facts) -> Outcome:
     return passed(detail if total_kib else "none is")
 
 
-def check_limits(facts: Facts) -> Outcome:
+def check_limits(facts: Facts) -> Judgement:
     """Judge whether each guest may hold all of its memory: the kernel ends one at its own limit."""
     guests = facts.guests
     tight = []
@@ -172,7 +172,7 @@ def check_limits(facts: Facts) -> Outcome:
     return passed("no memtune is below its guest's memory")
 
 
-def check_read(facts: Facts) -> Outcome:
+def check_read(facts: Facts) -> Judgement:
     agent = _agent(facts)
     if agent.guests_unread:
         return warned(
@@ -191,7 +191,7 @@ def _agent(facts: Facts) -> AgentSeen:
     return facts.agent_seen
 
 
-def _running(facts: Facts) -> list[SeenGuest]:
+def _running(facts: Facts) -> list[GuestSeen]:
     """Return the running guests; one was unmerged as this user may read, or as the agent says."""
     uuids = facts.agent_seen.unmerged if facts.agent_seen else frozenset()
     running = facts.guests.running

@@ -10,9 +10,9 @@ import os
 
 from virtksm.doctor.checks.libvirt import selinux_enforces, version_text
 from virtksm.doctor.facts import Facts, Here, HookFile
-from virtksm.doctor.finding import DoesNotApply, Outcome, failed, info, passed, warned
+from virtksm.doctor.finding import DoesNotApply, Judgement, failed, info, passed, warned
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.libvirt import Libvirt
+from virtksm.doctor.reading.libvirt import LibvirtSeen
 from virtksm.doctor.reading.processes import read_age_s, read_confinement
 
 HOOK = "/etc/libvirt/hooks/qemu.d/virtksm"
@@ -26,9 +26,9 @@ APPARMOR_RUNS = ("/bin/", "/sbin/", "/usr/bin/", "/usr/sbin/")
 """The folders from which Debian's AppArmor profile of libvirtd lets hooks execute programs."""
 
 
-def check_installed(facts: Facts) -> Outcome:
+def check_installed(facts: Facts) -> Judgement:
     _find(facts, otherwise="not installed; needed only where no agent runs")
-    if isinstance(facts.libvirt, Libvirt) and facts.libvirt.version < QEMU_D_SINCE:
+    if isinstance(facts.libvirt, LibvirtSeen) and facts.libvirt.version < QEMU_D_SINCE:
         return failed(
             f"libvirt {version_text(facts.libvirt.version)} knows no qemu.d, which came with 6.5.0",
             "take a newer libvirt, or run an agent",
@@ -36,7 +36,7 @@ def check_installed(facts: Facts) -> Outcome:
     return passed(HOOK)
 
 
-def check_executable(facts: Facts) -> Outcome:
+def check_executable(facts: Facts) -> Judgement:
     hook = _find(facts)
     if not hook.is_executable:
         return failed("it is not executable: libvirt skips it", f"chmod 755 {HOOK}")
@@ -47,7 +47,7 @@ def check_executable(facts: Facts) -> Outcome:
     return passed("and root's alone")
 
 
-def check_seen(facts: Facts) -> Outcome:
+def check_seen(facts: Facts) -> Judgement:
     _find(facts)
     here, daemon = facts.this_machine, facts.daemon
     ages_s = [read_age_s(here.root, daemon.pid)]
@@ -65,7 +65,7 @@ def check_seen(facts: Facts) -> Outcome:
     return warned(detail, f"systemctl reload {daemon.name}")
 
 
-def check_program(facts: Facts) -> Outcome:
+def check_program(facts: Facts) -> Judgement:
     _find(facts)
     if _find_program(facts.this_machine.root) is not None:
         return passed(PROGRAM)
@@ -80,7 +80,7 @@ def starts_passes(here: Here) -> bool:
     return has_hook and (not here.booted or here.unit(SOCKET_UNIT).is_enabled)
 
 
-def check_confinement(facts: Facts) -> Outcome:
+def check_confinement(facts: Facts) -> Judgement:
     hook, root = _find(facts), facts.this_machine.root
     by_selinux = selinux_enforces(root)
     if not by_selinux and root.text_if_readable("sys/module/apparmor/parameters/enabled") != "Y\n":
@@ -91,7 +91,7 @@ def check_confinement(facts: Facts) -> Outcome:
     return _judge_selinux(hook, by) if by_selinux else _judge_apparmor(_find_program(root), by)
 
 
-def _judge_selinux(hook: HookFile, by: str) -> Outcome:
+def _judge_selinux(hook: HookFile, by: str) -> Judgement:
     label = hook.selinux_label
     if not label or "virt_hook" in label or ":bin_t:" in label:
         return passed(f"the daemon is {by}, the hook {label or 'without a label'}")
@@ -101,7 +101,7 @@ def _judge_selinux(hook: HookFile, by: str) -> Outcome:
     )
 
 
-def _judge_apparmor(program: str | None, by: str) -> Outcome:
+def _judge_apparmor(program: str | None, by: str) -> Judgement:
     if program is None or program.startswith(APPARMOR_RUNS) or "complain" in by:
         return passed(f"the daemon's profile is {by}")
     return warned(

@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 
 from virtksm.doctor.facts import KSM_UNIT, Facts, Here, find_kept_off
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, info, passed, warned
 from virtksm.errors import REMEDIES, SWITCH_UNIT, Cause, switch_ksm_on
 from virtksm.host.local_facts import parse_choice, parse_vmstat
 from virtksm.model.report import COUNT_ZERO_PAGES, UNCOUNTED_ZERO_PAGES
@@ -33,7 +33,7 @@ MAX_SHARING = 256
 """The kernel's default: a longer chain makes each walk over a page's users (swapping, migrating) take longer."""
 
 
-def check_built(facts: Facts) -> Outcome:
+def check_built(facts: Facts) -> Judgement:
     root = facts.this_machine.root
     release = root.text_if_readable("proc/sys/kernel/osrelease").strip()[:MAX_LETTERS] or "of unknown release"
     if root.is_folder("sys/kernel/mm/ksm"):
@@ -41,7 +41,7 @@ def check_built(facts: Facts) -> Outcome:
     return failed(f"Linux {release} has no /sys/kernel/mm/ksm", "boot a kernel built with CONFIG_KSM=y, as Debian's is")
 
 
-def check_switched_on(facts: Facts) -> Outcome:
+def check_switched_on(facts: Facts) -> Judgement:
     here = with_ksm(facts)
     run = here.number("run")
     if run == 1:
@@ -57,7 +57,7 @@ def check_switched_on(facts: Facts) -> Outcome:
     return failed(f"run is {run}: nothing merges", switch_ksm_on(has_unit=has_unit))
 
 
-def check_stays_on(facts: Facts) -> Outcome:
+def check_stays_on(facts: Facts) -> Judgement:
     here = with_ksm(facts)
     if here.number("run") != 1:
         raise DoesNotApply("it is off")
@@ -78,7 +78,7 @@ def check_stays_on(facts: Facts) -> Outcome:
     return warned("it is on, and no unit or file is seen that switches it on at boot", remedy)
 
 
-def check_advisor(facts: Facts) -> Outcome:
+def check_advisor(facts: Facts) -> Judgement:
     here = with_ksm(facts)
     mode = _choice(here, "sys/kernel/mm/ksm/advisor_mode")
     if mode is None:
@@ -90,7 +90,7 @@ def check_advisor(facts: Facts) -> Outcome:
     return failed(f"advisor_mode is {mode}: the kernel refuses pages_to_scan{detail}", REMEDIES[Cause.ADVISOR_ON])
 
 
-def check_page_sharing(facts: Facts) -> Outcome:
+def check_page_sharing(facts: Facts) -> Judgement:
     """Judge whether max_page_sharing wastes memory or makes walks long; say what one failing page would hit."""
     here = with_ksm(facts)
     limit = here.number("max_page_sharing")
@@ -109,7 +109,7 @@ def check_page_sharing(facts: Facts) -> Outcome:
     return passed(detail)
 
 
-def check_zero_pages(facts: Facts) -> Outcome:
+def check_zero_pages(facts: Facts) -> Judgement:
     """Judge whether zero pages come free and are counted: in huge pages they do with use_zero_pages alone (6.12)."""
     here = with_ksm(facts)
     if here.number(ONLY_ZERO_PAGES):
@@ -134,7 +134,7 @@ def check_zero_pages(facts: Facts) -> Outcome:
     return passed(f"{off}: {found}")
 
 
-def check_huge_pages(facts: Facts) -> Outcome:
+def check_huge_pages(facts: Facts) -> Judgement:
     choice = _choice(with_ksm(facts), "sys/kernel/mm/transparent_hugepage/enabled")
     if choice in (None, "never"):
         return passed("the kernel makes none")
@@ -147,7 +147,7 @@ def check_huge_pages(facts: Facts) -> Outcome:
     return passed(f"enabled is {choice}; the policy splits them only when memory is short")
 
 
-def check_nodes(facts: Facts) -> Outcome:
+def check_nodes(facts: Facts) -> Judgement:
     here = with_ksm(facts)
     path = "sys/devices/system/node/has_memory"
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtksm.doctor.facts import Facts, known
-from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.doctor.finding import CannotTell, Judgement, failed, passed, warned
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.processes import read_confinement, sees_sys_read_only
 from virtksm.errors import REMEDIES, USE_QEMU, VirtksmError
@@ -17,13 +17,13 @@ TRIED = 9_000_000
 SESSION = ":///session"
 
 
-def check_reachable(facts: Facts) -> Outcome:
+def check_reachable(facts: Facts) -> Judgement:
     if isinstance(facts.libvirt, VirtksmError):
         return failed(facts.libvirt.message, facts.libvirt.remedy)
     return passed(facts.libvirt.uri)
 
 
-def check_version(facts: Facts) -> Outcome:
+def check_version(facts: Facts) -> Judgement:
     connection = facts.connection
     detail = f"daemon {version_text(connection.version)}, client {version_text(connection.client_version)}"
     if connection.version < MIN:
@@ -33,7 +33,7 @@ def check_version(facts: Facts) -> Outcome:
     return passed(detail)
 
 
-def check_parameters(facts: Facts) -> Outcome:
+def check_parameters(facts: Facts) -> Judgement:
     ksm = known(facts.connection.ksm)
     values = dict.fromkeys(PARAMETERS) if ksm is None else ksm.settings.as_dict()
     missing = [name for name in ("pages_to_scan", "sleep_millisecs") if values[name] is None]
@@ -42,7 +42,7 @@ def check_parameters(facts: Facts) -> Outcome:
     return passed(", ".join(f"{name} {value}" for name, value in values.items() if value is not None))
 
 
-def check_permission(facts: Facts) -> Outcome:
+def check_permission(facts: Facts) -> Judgement:
     connection = facts.connection
     if SESSION in connection.uri:
         return failed("a session's daemon runs as its user, who may not set them", "connect to qemu:///system")
@@ -52,7 +52,7 @@ def check_permission(facts: Facts) -> Outcome:
     return failed(f"libvirt refuses this user ({refused.value.replace('_', ' ')})", REMEDIES[refused])
 
 
-def check_sys_writable(facts: Facts) -> Outcome:
+def check_sys_writable(facts: Facts) -> Judgement:
     daemon = facts.daemon
     if sees_sys_read_only(facts.this_machine.root, daemon.pid):
         return failed(

@@ -7,7 +7,7 @@ import re
 
 from virtksm.doctor.checks.kernel import with_ksm
 from virtksm.doctor.facts import Facts, Here
-from virtksm.doctor.finding import CannotTell, Outcome, failed, passed, warned
+from virtksm.doctor.finding import CannotTell, Judgement, failed, passed, warned
 from virtksm.doctor.reading.files import Root
 from virtksm.host.local_facts import parse_figures, parse_meminfo
 from virtksm.host.memory_limits import ARCSTATS, GUESTS_GROUPS, SYS_CGROUP, MemoryLimits
@@ -22,7 +22,7 @@ SHRINKER_LIMIT = "sys/module/zfs/parameters/zfs_arc_shrinker_limit"
 """Pages of ZFS's cache that one request for memory may free; 0, as in OpenZFS 2.4: as many as it needs."""
 
 
-def check_swap(facts: Facts) -> Outcome:
+def check_swap(facts: Facts) -> Judgement:
     total_kib, free_kib = _read_figures_kib(facts.this_machine.root, "SwapTotal", "SwapFree")
     free = f"{format_kib(free_kib)} of {format_kib(total_kib)} are free"
     if total_kib and free_kib * 10 < total_kib:
@@ -39,7 +39,7 @@ def check_swap(facts: Facts) -> Outcome:
     return passed(f"{none}, and what is merged would fit into memory without")
 
 
-def check_headroom(facts: Facts) -> Outcome:
+def check_headroom(facts: Facts) -> Judgement:
     here = with_ksm(facts)
     memory, merged = _read_memory(here.root), _merged(here)
     available_kib, swap_kib = _spare_kib(memory), memory.spare_swap_kib or 0
@@ -55,7 +55,7 @@ def check_headroom(facts: Facts) -> Outcome:
     return failed(f"{detail}: {format_kib(missing_kib - swap_kib)} are missing, swap included", remedy)
 
 
-def check_pool(facts: Facts) -> Outcome:
+def check_pool(facts: Facts) -> Judgement:
     """Judge whether a pool of huge pages keeps more memory unused than the rest of the host has available."""
     root = facts.this_machine.root
     memory = _read_memory(root)
@@ -73,7 +73,7 @@ def check_pool(facts: Facts) -> Outcome:
     return passed(f"{pool}, {unused} unused: guests outside of it share {format_kib(memory.usable_kib)}")
 
 
-def check_arc(facts: Facts) -> Outcome:
+def check_arc(facts: Facts) -> Judgement:
     root = facts.this_machine.root
     if root.text(ARCSTATS_FILE) is None:
         return passed("no ZFS is loaded")
@@ -90,7 +90,7 @@ def check_arc(facts: Facts) -> Outcome:
     return passed(detail)
 
 
-def check_limits(facts: Facts) -> Outcome:
+def check_limits(facts: Facts) -> Judgement:
     """Judge whether a control group bounds guests so that what is merged in it does not fit."""
     here = with_ksm(facts)
     memory = _read_memory(here.root)
@@ -115,7 +115,7 @@ def check_limits(facts: Facts) -> Outcome:
     return passed(detail)
 
 
-def check_commit(facts: Facts) -> Outcome:
+def check_commit(facts: Facts) -> Judgement:
     """Judge whether the kernel promises as little memory as there is, so that merging makes no room for guests."""
     memory = _read_memory(facts.this_machine.root)
     if memory.commit_left_kib is None:

@@ -6,7 +6,7 @@ from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.checks.writers import AGENT_UNIT
 from virtksm.doctor.facts import Facts, Here, known
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, info, passed, warned
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, info, passed, warned
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.processes import read_users
 from virtksm.errors import START_AGENT
@@ -17,7 +17,7 @@ KSMTUNEDS_PAGES = (64, 1250)
 """The bounds of its law, where it mostly is."""
 
 
-def check_configuration(facts: Facts) -> Outcome:
+def check_configuration(facts: Facts) -> Judgement:
     configuration = facts.configuration
     if isinstance(configuration, Config):
         facts.this_machine  # noqa: B018  # another one has its own
@@ -26,7 +26,7 @@ def check_configuration(facts: Facts) -> Outcome:
     return failed(f"{configuration[0]}{more}", "see all of them with `virtksm config check`")
 
 
-def check_on(facts: Facts) -> Outcome:
+def check_on(facts: Facts) -> Judgement:
     paused = facts.paused
     if paused is None:
         facts.this_machine  # noqa: B018  # of another one only what was done from here is known
@@ -38,7 +38,7 @@ def check_on(facts: Facts) -> Outcome:
     return info(f"paused since {paused.since}, until `virtksm resume`")
 
 
-def check_agent(facts: Facts) -> Outcome:
+def check_agent(facts: Facts) -> Judgement:
     agent = facts.agent
     if agent is None:
         return _without_agent(facts)
@@ -58,7 +58,7 @@ def check_agent(facts: Facts) -> Outcome:
     return passed(f"{'observes' if agent.outcome == 'observed' else 'serves'} {agent.uri}")
 
 
-def check_agent_boot(facts: Facts) -> Outcome:
+def check_agent_boot(facts: Facts) -> Judgement:
     here = facts.this_machine
     unit = here.unit(AGENT_UNIT)
     if facts.known_agent is None:
@@ -70,7 +70,7 @@ def check_agent_boot(facts: Facts) -> Outcome:
     return warned(f"it runs, and {AGENT_UNIT} is not enabled", f"systemctl enable {AGENT_UNIT}")
 
 
-def check_agent_permission(facts: Facts) -> Outcome:
+def check_agent_permission(facts: Facts) -> Judgement:
     here = facts.this_machine
     if facts.agent_seen and facts.agent_seen.silence is None:
         return passed("the agent is connected")
@@ -85,7 +85,7 @@ def check_agent_permission(facts: Facts) -> Outcome:
     )
 
 
-def check_stranded(facts: Facts) -> Outcome:
+def check_stranded(facts: Facts) -> Judgement:
     agent = facts.agent
     if agent is None:
         return _stranded_without_agent(facts)
@@ -103,7 +103,7 @@ def check_stranded(facts: Facts) -> Outcome:
     )
 
 
-def check_folder(facts: Facts) -> Outcome:
+def check_folder(facts: Facts) -> Judgement:
     facts.this_machine  # noqa: B018
     if facts.faults:
         return failed(
@@ -144,14 +144,14 @@ def _likely_writer(facts: Facts) -> str:
     return f"{found})"
 
 
-def _without_agent(facts: Facts) -> Outcome:
+def _without_agent(facts: Facts) -> Judgement:
     if starts_passes(facts.this_machine):
         return info("not running: the hook's pokes start passes")
     remedy = f"{START_AGENT}, or enable --now {SOCKET_UNIT} (docs/guide.md)"
     return warned("not running, and no hook's poke starts a pass: nothing tunes KSM", remedy)
 
 
-def _stranded_without_agent(facts: Facts) -> Outcome:
+def _stranded_without_agent(facts: Facts) -> Judgement:
     here = facts.this_machine
     if starts_passes(here):
         raise DoesNotApply("no agent: the hook's passes leave KSM as they decide")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from virtksm.doctor.facts import KSMTUNED_UNITS, MOM_UNITS, QEMU_KVM_UNIT, THROTTLER_UNITS, TUNED_UNIT, Facts
-from virtksm.doctor.finding import CannotTell, DoesNotApply, Outcome, failed, passed, warned
+from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, passed, warned
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, BootSetting
 
 COMM_LETTERS = 15
@@ -27,7 +27,7 @@ class Writer(NamedTuple):
     says: str
     remedy: str
 
-    def check(self, facts: Facts) -> Outcome:
+    def check(self, facts: Facts) -> Judgement:
         here = facts.this_machine
         names = {name[:COMM_LETTERS]: name for name in self.processes}
         running = sorted({names[one.name] for one in here.processes if one.name in names})
@@ -82,7 +82,7 @@ THROTTLER = Writer(
 )
 
 
-def check_qemu_kvm(facts: Facts) -> Outcome:
+def check_qemu_kvm(facts: Facts) -> Judgement:
     """Judge Ubuntu's qemu-kvm.service, which sets KSM once at boot."""
     here = facts.this_machine
     unit = here.unit(QEMU_KVM_UNIT)
@@ -96,7 +96,7 @@ def check_qemu_kvm(facts: Facts) -> Outcome:
     return passed(f"{QEMU_KVM_UNIT} sets KSM once at boot, before virtksm")
 
 
-def check_tuned(facts: Facts) -> Outcome:
+def check_tuned(facts: Facts) -> Judgement:
     """Judge whether an active profile of tuned sets KSM, and which of the two must go."""
     here = facts.this_machine
     tuned = here.tuned
@@ -125,7 +125,7 @@ def check_tuned(facts: Facts) -> Outcome:
     return passed(f"profile {names} does not mention KSM")
 
 
-def check_boot(facts: Facts) -> Outcome:
+def check_boot(facts: Facts) -> Judgement:
     boot = facts.this_machine.boot
     found = [one for one in boot.settings if _conflicts(one)]
     if found:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 ANSWER_WITHIN_S = 10.0
 
 
-class SeenGuest(NamedTuple):
+class GuestSeen(NamedTuple):
     """A running guest; `xml` is UNKNOWN and `process` None where they cannot be read."""
 
     guest: Guest
@@ -47,14 +47,14 @@ class Guests:
     where it is unknown. `zero_pages` are of those whose memory could be sampled, None where that is root's to do.
     """
 
-    running: tuple[SeenGuest, ...]
+    running: tuple[GuestSeen, ...]
     unread: tuple[str, ...] = ()
     zero_pages: tuple[ZeroPages, ...] | None = None
     other_processes: OtherProcesses | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Libvirt:
+class LibvirtSeen:
     """One connection. Versions are libvirt's numbers (9.0.0 is 9,000,000).
 
     `refused` is why this user may not set parameters, None if allowed; `ksm` is None where the driver offers nothing.
@@ -68,7 +68,7 @@ class Libvirt:
     guests: Guests | CannotTell
 
 
-def read_libvirt(uri: str, paths: RuntimePaths, config: Config) -> tuple[Libvirt | VirtksmError, int | None]:
+def read_libvirt(uri: str, paths: RuntimePaths, config: Config) -> tuple[LibvirtSeen | VirtksmError, int | None]:
     """Open `uri` and read the checks' facts; return them, and the pid of the process that serves the connection."""
 
     def unanswered(_call: str) -> VirtksmError:
@@ -78,7 +78,7 @@ def read_libvirt(uri: str, paths: RuntimePaths, config: Config) -> tuple[Libvirt
         )
 
     opened: list[LibvirtHost] = []  # it stays open until its other end is known
-    found: Libvirt | VirtksmError
+    found: LibvirtSeen | VirtksmError
     try:
         found = BoundedCalls(unanswered).run(uri, lambda: _read(uri, paths, config, opened), ANSWER_WITHIN_S)
     except VirtksmError as error:
@@ -86,13 +86,13 @@ def read_libvirt(uri: str, paths: RuntimePaths, config: Config) -> tuple[Libvirt
     return found, find_peer(uri)
 
 
-def _read(uri: str, paths: RuntimePaths, config: Config, opened: list[LibvirtHost]) -> Libvirt:
+def _read(uri: str, paths: RuntimePaths, config: Config, opened: list[LibvirtHost]) -> LibvirtSeen:
     host, may_manage = _open(uri)
     opened.append(host)
     # Root always may (libvirt does not ask polkit), so this asks only for other users: the daemon logs it.
     is_roots = os.geteuid() == 0 and is_local(host.uri)
     refused = None if is_roots else _value_or_doubt(host.setting_refused)
-    return Libvirt(
+    return LibvirtSeen(
         uri=host.uri,
         version=host.version(),
         client_version=client_version(),
@@ -138,7 +138,7 @@ def _read_guests(host: LibvirtHost, paths: RuntimePaths, config: Config) -> Gues
             zero_pages = tuple(one for one in sampled if one is not None)
     return Guests(
         running=tuple(
-            SeenGuest(guest, xml, process, guest.key in unmerged)
+            GuestSeen(guest, xml, process, guest.key in unmerged)
             for guest, (_, xml), process in zip(running, described, processes, strict=True)
         ),
         unread=tuple(error.message for error in failures),

@@ -23,7 +23,7 @@ KSM_FOLDER = "/sys/kernel/mm/ksm"
 MAY_WRITE = ("root", "vdsm")
 
 
-class Process(NamedTuple):
+class ProcessSeen(NamedTuple):
     """A process of root's or vdsm's; `user_id` is its real and effective user, `parent` its parent's pid."""
 
     pid: int
@@ -39,7 +39,7 @@ class Daemon(NamedTuple):
     name: str
 
 
-def read_processes(root: Root) -> list[Process]:
+def read_processes(root: Root) -> list[ProcessSeen]:
     """Read the processes of root and of vdsm, by pid."""
     names = root.names("proc")
     if "1" not in names:
@@ -57,14 +57,14 @@ def read_users(root: Root) -> dict[str, int]:
     return {name: int(number) for name, number in found}
 
 
-def parse_process(pid: int, status: str) -> Process | None:
+def parse_process(pid: int, status: str) -> ProcessSeen | None:
     """Parse a /proc/PID/status; None for a zombie, and for a program that runs as another than its caller (setuid)."""
     name = re.match(r"Name:\t(.{1,64})\n", status)
     user = re.search(rf"^Uid:\t({NUMBER})\t\1\t", status, re.MULTILINE)
     parent = re.search(rf"^PPid:\t({NUMBER})$", status, re.MULTILINE)
     if not name or not user or re.search(r"^State:\t[ZX]", status, re.MULTILINE):
         return None
-    return Process(pid, name[1], int(user[1]), int(parent[1]) if parent else 0)
+    return ProcessSeen(pid, name[1], int(user[1]), int(parent[1]) if parent else 0)
 
 
 def has_daemon(uri: str) -> bool:
@@ -72,7 +72,7 @@ def has_daemon(uri: str) -> bool:
     return urlsplit(uri).path in ("/system", "/session")
 
 
-def find_daemon(processes: list[Process]) -> int:
+def find_daemon(processes: list[ProcessSeen]) -> int:
     """Return the pid of libvirt's daemon: root's, a child of init if there is such a one, modular before monolithic."""
     ours = [one for one in processes if one.name in DAEMONS and one.user_id == 0]
     if not ours:

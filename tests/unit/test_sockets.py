@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_LINE, ask
 from virtksm.agent.sockets import (
@@ -25,7 +26,6 @@ from virtksm.agent.sockets import (
     remove_socket,
 )
 
-LONG_S = 30.0
 SHORT_S = 0.05
 MUCH = 10_000_000
 """More than a socket's buffer holds."""
@@ -66,7 +66,7 @@ def exchange(path: Path, sent: bytes) -> bytes:
     """Send bytes and read to the end: a server that has heard enough resets the connection behind its answer."""
     answer = b""
     with socket.socket(socket.AF_UNIX) as connection, suppress(BrokenPipeError, ConnectionResetError):
-        connection.settimeout(LONG_S)
+        connection.settimeout(HANG_S)
         connection.connect(str(path))
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(sent)
@@ -87,13 +87,13 @@ async def test_a_newcomer_when_all_places_are_taken_gets_that_of_the_first_who_h
     async with serving(path):
         silent = [await asyncio.open_unix_connection(path) for _ in range(MAX_CLIENTS)]
         for _ in range(3):
-            answer = await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=LONG_S)
+            answer = await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=HANG_S)
             assert answer == {"ok": True, "asked": {"op": "off"}}
-        turned_away = json.loads(await asyncio.wait_for(silent[0][0].readline(), LONG_S))
+        turned_away = json.loads(await asyncio.wait_for(silent[0][0].readline(), HANG_S))
         assert turned_away == {"ok": False, "error": "too many clients", "exit_code": 1}
         for reader, writer in silent[1:]:
             writer.write(b'{"op": 1}\n')
-            assert json.loads(await asyncio.wait_for(reader.readline(), LONG_S))["ok"] is True
+            assert json.loads(await asyncio.wait_for(reader.readline(), HANG_S))["ok"] is True
         for _, writer in silent:
             writer.close()
 
@@ -114,9 +114,9 @@ async def test_requests_that_wait_for_their_answer_keep_root_out_no_more_than_si
             writer.write(b'{"op": "retune"}\n')
         while len(waiting) < MAX_CLIENTS:  # noqa: ASYNC110  # as many tasks as clients
             await asyncio.sleep(0)
-        assert await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=LONG_S) == {"ok": True}
+        assert await asyncio.to_thread(ask, str(path), {"op": "off"}, timeout_s=HANG_S) == {"ok": True}
         answers.set()
-        told = [json.loads(await asyncio.wait_for(reader.readline(), LONG_S)) for reader, _ in asking]
+        told = [json.loads(await asyncio.wait_for(reader.readline(), HANG_S)) for reader, _ in asking]
         assert [one["ok"] for one in told] == [False] + [True] * (MAX_CLIENTS - 1), "the first to come has gone"
         for _, writer in asking:
             writer.close()
@@ -132,7 +132,7 @@ async def test_answers_of_any_size_read_whole_leave_no_place_taken_and_no_word_i
         unexpected: list[Mapping[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _loop, context: unexpected.append(context))
         for _ in range(100):
-            answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
+            answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=HANG_S)
             assert answer is not None
             assert answer["ok"] is True, answer
         while server.clients.connected:  # noqa: ASYNC110  # a place that comes free sets no event
@@ -159,9 +159,9 @@ async def test_a_request_that_goes_wrong_is_answered_and_told_and_the_next_is_se
         return told
 
     async with serving(path, handle, crashed=lambda op, error: crashed.append((op, error))):
-        answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=LONG_S)
+        answer = await asyncio.to_thread(ask, str(path), {"op": "history"}, timeout_s=HANG_S)
         assert answer == {"ok": False, "error": "internal error", "exit_code": 1}
-        assert await asyncio.to_thread(ask, str(path), {"op": "status"}, timeout_s=LONG_S) == {"ok": True}
+        assert await asyncio.to_thread(ask, str(path), {"op": "status"}, timeout_s=HANG_S) == {"ok": True}
     ((op, error),) = crashed
     assert (op, type(error)) == ("history", Bug if isinstance(told, Bug) else TypeError)
 
@@ -179,7 +179,7 @@ async def test_a_hundred_megabytes_are_not_taken_in(path: Path) -> None:
     def pour() -> tuple[int, bytes]:
         taken, piece = 0, b"x" * 1_000_000
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(LONG_S)
+            connection.settimeout(HANG_S)
             connection.connect(str(path))
             with suppress(BrokenPipeError, ConnectionResetError):
                 while taken < 100_000_000:
@@ -203,7 +203,7 @@ async def test_a_client_that_never_ends_its_request_is_left_and_its_place_comes_
             slow.append(await asyncio.open_unix_connection(path))
             slow[-1][1].write(sent)
         for reader, writer in slow:
-            assert await asyncio.wait_for(reader.read(), LONG_S) == b"", "closed without an answer"
+            assert await asyncio.wait_for(reader.read(), HANG_S) == b"", "closed without an answer"
             writer.close()
         await is_served(path)
 
@@ -213,7 +213,7 @@ async def test_a_client_that_never_reads_is_left_and_its_place_comes_free(path: 
         with ExitStack() as stack:
             for _ in range(MAX_CLIENTS):
                 deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
-                await asyncio.to_thread(deaf.connect, str(path))
+                deaf.connect(str(path))  # the kernel keeps it: all have asked when the server comes to accept them
                 deaf.sendall(b'{"op": 1}\n')
             await is_served(path)
 
@@ -231,7 +231,7 @@ async def test_the_readers_socket_answers_questions_alone(path: Path) -> None:
 
 def test_the_socket_is_its_owners_alone_replaces_what_is_there_and_follows_no_link(path: Path, tmp_path: Path) -> None:
     bind_socket(str(path)).close()
-    assert ask(str(path), {}, timeout_s=LONG_S) is None, "left by an agent that was killed"
+    assert ask(str(path), {}, timeout_s=HANG_S) is None, "left by an agent that was killed"
     bind_socket(str(path)).close()
     victim = tmp_path / "victim"
     victim.write_text("precious", encoding="utf-8")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.hang import HANG_S
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.calls import BlockingCalls
 from virtksm.agent.control_client import ask
@@ -28,13 +29,11 @@ from virtksm.store.files import ensure_runtime
 GROUP, OTHER_GROUP = "daemon", "bin"
 GID = grp.getgrnam(GROUP).gr_gid
 NOBODY, SOMEBODY = 65534, 65533
-LONG_S = 60.0
 PYTHON = str(Path(sys.executable).resolve())
 
 ASK = """
 import socket, sys
 connection = socket.socket(socket.AF_UNIX)
-connection.settimeout(60)
 try:
     connection.connect(sys.argv[1])
 except OSError as error:
@@ -111,7 +110,7 @@ async def ask_as(uid: int, gids: list[int], path: str, op: str) -> dict[str, obj
         extra_groups=gids,
         capture_output=True,
         text=True,
-        timeout=LONG_S,
+        timeout=HANG_S,
         check=False,
     )
     if done.returncode:
@@ -183,9 +182,9 @@ async def test_a_thousand_connections_of_a_member_keep_nobody_from_being_served_
             answer = await ask_as(NOBODY, [GID], paths.status_socket, "status")
             assert isinstance(answer, dict)
             assert answer["error"] == "too many clients"
-            retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=LONG_S)
+            retuned = await asyncio.to_thread(ask, paths.control_socket, {"op": "retune"}, timeout_s=HANG_S)
             assert retuned == {"ok": True, "asked": "retune"}
-            assert await BlockingCalls().run("pass", lambda: "passed", LONG_S) == "passed"
+            assert await BlockingCalls().run("pass", lambda: "passed", HANG_S) == "passed"
             assert await ask_as(SOMEBODY, [GID], paths.status_socket, "status") == STATUS
             grown = count_descriptors() - before
             assert grown <= MAX_OF_A_READER + 16, "those with a place, and the pipes of the clients here"
