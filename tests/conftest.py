@@ -8,6 +8,7 @@ import signal
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.not_applicable", "tests.lab.fixtures", "tests.lab.lock_holder", "tests.real.agent_process"]
+pytest_plugins += ["tests.fake_proc"]
 
 # The same examples every time: no run is red by luck, and a red one can be had again. New ones are sought with
 # `--hypothesis-profile search` (script/release-check). A machine that is busy is slow to generate them, which is no

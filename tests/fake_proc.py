@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -96,6 +97,14 @@ class FakeProc:
             return False
         self._put_fifo(path)
         return True
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
+    """Lend an empty /proc to what this process reads."""
+    made = FakeProc(tmp_path / "proc", monkeypatch)
+    yield made
+    made.release()
 
 
 def stat(*, flags: int = 0, user: int = 0, system: int = 0, started: int = 0) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,13 +47,6 @@ class CountedReads(LimitedReads):
     def read(self, pids: Iterable[int], read: Callable[[int], Result], *, max_hangs: int = 1) -> dict[int, Result]:
         self.count += 1
         return super().read(pids, read, max_hangs=max_hangs)
-
-
-@pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
-    made = FakeProc(tmp_path / "proc", monkeypatch)
-    yield made
-    made.release()
 
 
 @pytest.fixture

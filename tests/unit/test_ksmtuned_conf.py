@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -192,8 +191,3 @@ def test_the_two_thresholds_mean_the_same_memory() -> None:
     for percent, total_kib in ((1, 16_384_001), (20, 999), (40, 2**34), (100, 7)):
         ksmtuned = threshold_kib(total_kib, KsmtunedParams(thres_coef=percent, thres_const=0))
         assert reserve_of_kib(total_kib, AdaptiveParams(reserve_percent=percent)) == ksmtuned
-
-
-def test_a_hostile_source_name_stays_a_comment() -> None:
-    text = imported({"ksmtuned.npages_max": 2000}, ["line 1: 'x'"], "a\n[ksmtuned]\nnpages_max = 1\n", "ksmtuned")
-    assert tomllib.loads(text) == {"policy": "ksmtuned", "ksmtuned": {"npages_max": 2000}}

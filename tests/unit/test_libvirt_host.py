@@ -10,13 +10,12 @@ from typing import cast
 import libvirt
 import pytest
 
-from tests.fakes import FakeClock, FakeFacts, FakeStore, FakeSwitch, TargetPolicy
+from tests.fakes import FakeSwitch, TargetPolicy, fake_cycle
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.errors import LibvirtTimeout, LibvirtUnreachable, SensingFailed
 from virtksm.host.libvirt_connection import MONITORS, LibvirtHost, parse_disk_reads
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
-from virtksm.tuning.cycle import Cycle, Tenure
 
 
 class Bench:
@@ -28,20 +27,18 @@ class Bench:
         self.switch = FakeSwitch()
         self.host = LibvirtHost(cast(libvirt.virConnect, self.connection))
         self.host.list_s = 60.0
-        self.cycle = Cycle(
-            hypervisor=self.host,
-            local=FakeFacts(),
-            policy=TargetPolicy(target=KERNEL_DEFAULTS, wants_maxima=True),
-            store=FakeStore(),
-            switch=self.switch,
-            clock=FakeClock(),
-            on_conflict="reassert",
-            tenure=Tenure(),
-        )
+        policy = TargetPolicy(target=KERNEL_DEFAULTS, wants_maxima=True)
+        self.cycle = fake_cycle(hypervisor=self.host, policy=policy, switch=self.switch)
 
     def maxima(self, trigger: Trigger) -> list[int | None]:
         report = self.cycle.run(Triggers(kinds=frozenset({trigger})))
         return [guest.max_kib for guest in report.snapshot.guests]
+
+
+def waiting_list() -> threading.Thread:
+    """Return the thread of a list that is waited for."""
+    (waiting,) = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
+    return waiting
 
 
 def test_a_maximum_is_asked_once_and_again_only_of_the_guest_that_an_event_names() -> None:
@@ -126,12 +123,12 @@ def test_while_a_guest_holds_up_libvirt_s_list_a_pass_goes_by_the_last_one_until
     try:
         for _ in range(2):
             assert (names(), came) == (["one", "two"], [])
-        [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
+        waiting = waiting_list()
         released.set()
         waiting.join()
         released.clear()
         assert (names(), came) == (["one", "two", "three"], [True]), "what came late counts"
-        [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
+        waiting = waiting_list()
         bench.host.call_timeout_s = 0
         with pytest.raises(LibvirtTimeout):
             names()
@@ -161,7 +158,7 @@ def test_a_list_that_came_late_asks_for_a_pass_where_it_may_have_news_or_lists_t
     if then == "another guest":
         bench.domains.append(FakeDomain("three", "three", 64))
     bench.connection.listing_fails = then == "a failure"
-    [waiting] = [one for one in threading.enumerate() if one.name == "call-a list of the guests"]
+    waiting = waiting_list()
     released.set()
     waiting.join()
     assert came == [True] * follows, "a pass that follows asks anew"

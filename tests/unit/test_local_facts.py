@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -18,31 +14,6 @@ from virtksm.host.other_processes import READ_EVERY_S
 from virtksm.host.proc_files import KERNEL_THREAD, MAX_STUCK, parse_counter, parse_process_ksm
 from virtksm.model.snapshot import Guest, HostMemory
 from virtksm.values import replace
-
-
-class Qemus:
-    """Processes that look like QEMU on their command line."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.qemu = folder / "qemu-system-x86_64"
-        self.qemu.symlink_to("/bin/sh")
-        self._stack = stack
-
-    def start(self, uuid: str) -> subprocess.Popen[bytes]:
-        command = [str(self.qemu), "-c", "echo up; read line", "sh", "-uuid", uuid]
-        process = self._stack.enter_context(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
-        self._stack.callback(process.kill)
-        assert process.stdout is not None
-        process.stdout.readline()  # it is up, with all its libraries
-        return process
-
-
-@pytest.fixture
-def qemus(tmp_path: Path) -> Iterator[Qemus]:
-    with ExitStack() as stack:
-        yield Qemus(tmp_path, stack)
 
 
 @pytest.fixture
@@ -61,27 +32,6 @@ def guest(uuid: str, domain_id: int = 1) -> Guest:
 
 def rss_kib(facts: ProcFacts, running: Guest) -> int | None:
     return facts.guests((running,))[0].rss_kib
-
-
-@pytest.mark.ksm  # in turn with those that have a process in /proc that hangs its readers
-def test_a_guests_memory_is_that_of_the_process_with_its_uuid_and_of_its_successor(
-    qemus: Qemus, facts: ProcFacts
-) -> None:
-    uuid = str(uuid4())
-    qemus.start(str(uuid4()))
-    first = qemus.start(uuid)
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{first.pid}/status").read_text().splitlines())
-    assert abs((rss_kib(facts, guest(uuid)) or 0) - int(status["VmRSS"].split()[0])) <= 512
-    (found,) = facts.processes((guest(uuid),))
-    assert found is not None
-    assert uuid in found.arguments
-    assert found.ksm is not None
-    first.kill()
-    first.wait()
-    assert rss_kib(facts, guest(uuid)) is None
-    assert facts.processes((guest(uuid),)) == (None,)
-    qemus.start(uuid)
-    assert rss_kib(facts, guest(uuid, domain_id=2))
 
 
 def test_what_the_kernel_offers_is_told_and_what_it_lacks_is_none(tmp_path: Path) -> None:
@@ -161,13 +111,6 @@ COUNTED = ProcessKsm(rmap_items=20, zero_pages=3, merging_pages=7, profit_bytes=
 )
 def test_a_process_is_counted_as_far_as_its_kernel_does(stat: str, merging: str, found: ProcessKsm) -> None:
     assert parse_process_ksm(stat, merging) == found
-
-
-@pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
-    made = FakeProc(tmp_path / "proc", monkeypatch)
-    yield made
-    made.release()
 
 
 def test_ksmds_time_is_a_whole_number_of_ticks_and_nothing_else_is(proc: FakeProc, facts: ProcFacts) -> None:

@@ -6,7 +6,6 @@ One host's figures for the law, for `virtksm headroom` and for `virtksm doctor`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
@@ -47,15 +46,14 @@ ARC = "9 1 0x01 147 39984 4106219243 9\nname type data\nhits 4 77\nsize 4 {size}
 class Place:
     """A host in a folder, for whoever reads it: a pass, a survey, the doctor."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.proc = FakeProc(folder / "proc", monkeypatch)
+    def __init__(self, proc: FakeProc) -> None:
+        self.proc, self.folder = proc, proc.folder.parent
         self.clock = FakeClock()
         self.facts = ProcFacts(
             self.clock,
-            sys_ksm=str(folder / "ksm"),
-            sys_cgroup=str(folder / "sys/fs/cgroup"),
-            sys_node=str(folder / "sys/devices/system/node"),
+            sys_ksm=str(self.folder / "ksm"),
+            sys_cgroup=str(self.folder / "sys/fs/cgroup"),
+            sys_node=str(self.folder / "sys/devices/system/node"),
         )
         self.hypervisor = FakeHypervisor()
         self._files: dict[str, str] = {}
@@ -117,8 +115,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path, monkeypatch)
+def place(proc: FakeProc) -> Place:
+    return Place(proc)
 
 
 def pool(place: Place) -> None:

@@ -54,8 +54,8 @@ class FakeSystemd:
 class Home:
     """A /proc, and a systemd. Where ksm_stat `is_hidden`, its reader is a user, as any but root."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, is_hidden: bool) -> None:
-        self.proc, self.booted = FakeProc(folder / "proc", monkeypatch), folder / "booted"
+    def __init__(self, proc: FakeProc, *, is_hidden: bool) -> None:
+        self.proc, self.booted = proc, proc.folder.parent / "booted"
         self.booted.mkdir()
         self.systemd = FakeSystemd()
         self.clock = FakeClock()
@@ -86,15 +86,13 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    home = Home(tmp_path, monkeypatch, is_hidden=False)
-    yield home
-    home.proc.release()
+def home(proc: FakeProc) -> Home:
+    return Home(proc, is_hidden=False)
 
 
 @pytest.fixture
-def hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    hidden = Home(tmp_path, monkeypatch, is_hidden=True)
+def hidden(proc: FakeProc) -> Iterator[Home]:
+    hidden = Home(proc, is_hidden=True)
     yield hidden
     hidden.systemd.goes_on.set()
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,12 +15,10 @@ def read(pid: int) -> bytes:
 
 
 @pytest.fixture
-def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeProc]:
-    made = FakeProc(tmp_path / "proc", monkeypatch)
+def proc(proc: FakeProc) -> FakeProc:
     for pid in range(10, 40):
-        made.process(pid, "x", arguments=(str(pid),))
-    yield made
-    made.release()
+        proc.process(pid, "x", arguments=(str(pid),))
+    return proc
 
 
 def troubles(reads: LimitedReads) -> tuple[str, ...]:

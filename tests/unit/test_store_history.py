@@ -13,6 +13,7 @@ import pytest
 
 from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
+from tests.lab.hostile_agent import PLANTED_HISTORIES, plant_history
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS
 from virtksm.store import history as history_file
@@ -224,27 +225,13 @@ def test_reading_ends_after_so_many_steps(path: Path, monkeypatch: pytest.Monkey
         full(path).samples(0)
 
 
-PLANTED = [
-    "CREATE VIEW {0} AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id FROM n",
-    "CREATE TABLE {0} (id INTEGER PRIMARY KEY, at_s AS (zeroblob(100000000)), line)",
-    "CREATE VIRTUAL TABLE {0} USING fts4(at_s, line)",
-    "CREATE TABLE {0} (at_s, line); CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END",
-]
+TRIGGER = "CREATE TABLE {0} (at_s, line); CREATE TRIGGER of_{0} AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END"
 
 
-def plant(path: Path, statement: str) -> None:
-    """Replace the three tables by what another user could have made of them."""
-    path.unlink(missing_ok=True)
-    with closing(sqlite3.connect(path)) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA}")
-        for table in ("samples", "events", "decisions"):
-            database.executescript(statement.format(table).replace(" t ", f" of_{table} "))
-
-
-@pytest.mark.parametrize("statement", PLANTED)
+@pytest.mark.parametrize("statement", [*PLANTED_HISTORIES.values(), TRIGGER])
 @pytest.mark.parametrize("deserializes", [True, False])
 def test_other_tables_than_ours_are_never_queried(path: Path, statement: str, *, deserializes: bool) -> None:
-    plant(path, statement)
+    plant_history(path, statement)
     history = HistoryFile(str(path), deserializes=deserializes)
     for read in (lambda: history.samples(0), lambda: history.events(0), lambda: history.decisions(9)):
         with pytest.raises(StateUnusable, match="is no history of schema"):
