@@ -50,8 +50,9 @@ def test_with_an_agent_it_is_all_well_until_something_is_in_the_way_which_strict
 ) -> None:
     agent = start_agent(PARKING_LAW)
     findings, worst, code = examine(agent.home, agent.uri)
-    assert [one for one in findings.values() if one["verdict"] in ("WARN", "FAIL")] == []
-    assert (worst, code) == ("PASS", 0)
+    complaints = [check for check, one in findings.items() if one["verdict"] in ("WARN", "FAIL")]
+    assert complaints in ([], ["ksm_boot"]), "where systemd runs, no unit switches on what the test has switched on"
+    assert (worst, code) == ("WARN" if complaints else "PASS", 0)
     assert findings["agent"]["detail"] == f"serves {agent.uri}"
     assert findings["libvirt_parameters"]["detail"].startswith("pages_to_scan 0, sleep_millisecs 10000")
     ksm.write(run=2)
