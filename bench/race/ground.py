@@ -16,7 +16,7 @@ from demo.guests import PAGES_PER_MIB, PayloadGuest, parse_console
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.ksm import Ksm, merging_pages_of_others, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from virtksm.host.proc_files import parse_memory_kib, read_process
+from virtksm.host.proc_files import parse_memory_kib, parse_rollup_kib, read_private, read_process
 
 PAGE_KIB = 1024 // PAGES_PER_MIB
 MAX_FOREIGN_PAGES = 1000
@@ -91,6 +91,12 @@ class Ground:
         """Tell what the guests that run hold resident, shared pages in each."""
         held = [parse_memory_kib(read_process(one.pid, "statm"), PAGE_KIB) for one in tuple(self._running.values())]
         return sum(one[0] for one in held if one is not None) / 1024
+
+    def merged_pages(self) -> int | None:
+        """Count the guests' pages that are merged now; None before Linux 6.7. It walks all of their memory."""
+        merged = [parse_rollup_kib(read_private(one.pid, "smaps_rollup") or "") for one in self._running.values()]
+        known = [kib for kib in merged if kib is not None]
+        return sum(known) // PAGE_KIB if known else None
 
     def check_alone(self) -> None:
         """Check that KSM merges for the guests alone; raises Disturbed. Takes some 10 ms."""

@@ -122,7 +122,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         rest_share=rest_share,
         hour_cpu_s=hour_cpu_s,
         saved_mib_s_per_cpu_s=saved_mib_s / hour_cpu_s if hour_cpu_s > 0 else 0.0,
-        merges=count_merges(samples),
+        merges=count_merges(run),
         neighbour_rest_ms=statistics.median(at_rest_ms) if at_rest_ms else None,
         lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, 0.0),
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
@@ -189,16 +189,16 @@ def sample_at(samples: Sequence[Sample], at_s: float) -> Sample:
     return samples[max(bisect_right(samples, at_s, key=lambda sample: sample.at_s) - 1, 0)]
 
 
-def count_merges(samples: Sequence[Sample]) -> int | None:
+def count_merges(run: Run) -> int | None:
     """Count the merges: what is merged in the end, and what was and has been written to since (cow_ksm).
 
     Pages whose guest stopped are not in it. None where the kernel does not count.
     """
-    first, last = samples[0], samples[-1]
+    first, last = run.samples[0], run.samples[-1]
     if first.cow_ksm is None or last.cow_ksm is None:
         return None
-    merged = last.pages_sharing + last.pages_shared - first.pages_sharing - first.pages_shared
-    return merged + last.cow_ksm - first.cow_ksm
+    merged = last.pages_sharing + last.pages_shared if run.merged_pages is None else run.merged_pages
+    return merged - first.pages_sharing - first.pages_shared + last.cow_ksm - first.cow_ksm
 
 
 def worst_lag_share(run: Run, flat: Run, final_pages: float, from_s: float) -> float:

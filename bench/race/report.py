@@ -13,14 +13,15 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from bench.figures import Goal
-from bench.race.measures import LATE_LAG_S, Figures, Results
+from bench.race.measures import LATE_LAG_S, USED_S, Figures, Results
 from bench.race.run import Run
 from bench.race.works import Work
 from demo.guests import PAGES_PER_MIB
 
 COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
     ("saved MiB", lambda run: run.held_mib, 0),
-    ("used MiB", lambda run: run.used_mib, 0),
+    (f"used MiB after {USED_S:g} s", lambda run: run.used_mib, 0),
+    ("at the end", lambda run: run.used_at_end_mib, 0),
     ("90 % after s", lambda run: run.until_most_s, 1),
     ("ksmd-s until then", lambda run: run.cpu_until_most_s, 1),
     ("idle after s", lambda run: run.idle_after_s, 1),

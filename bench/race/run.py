@@ -132,7 +132,8 @@ class Run:
     """What one run gave. All times are seconds since the first guest's start.
 
     `neighbour` are pairs of the time and the ms that the neighbour's piece of work took then. `decisions` are an
-    agent's, in order, and `told_mib` is what it said last that is saved.
+    agent's, in order, and `told_mib` is what it said last that is saved. `merged_pages` are merged in the end: KSM's
+    own counters learn of a write at ksmd's next visit, for which an idle one never comes.
     """
 
     work: Work
@@ -142,6 +143,7 @@ class Run:
     neighbour: Sequence[tuple[float, float]]
     decisions: Sequence[Mapping[str, Any]] = ()
     told_mib: float | None = None
+    merged_pages: int | None = None
 
     @property
     def last_settled_s(self) -> float:
@@ -165,7 +167,7 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
         passes_before, began_s = len(contender.decisions()), time.monotonic()
         with Sampler(began_s, ground.resident_mib) as sampler:
             _follow(ground, work, contender, began_s)
-        passes = contender.decisions()[passes_before:]
+        passes, merged_pages = contender.decisions()[passes_before:], ground.merged_pages()
     return Run(
         work=work,
         contender=name,
@@ -174,6 +176,7 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
         neighbour=parse_times(times.read_text(encoding="ascii"), began_s),
         decisions=[line["decision"] for line in passes],
         told_mib=passes[-1]["sensed"]["saved_bytes"] / (1 << 20) if passes else None,
+        merged_pages=merged_pages,
     )
 
 

@@ -123,13 +123,14 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     assert (ours.used_mib, ours.used_at_end_mib) == (30.0 - 600 / 256, 300.0 - 1000 / 256), "10 s after"
     assert ours.lag_share == pytest.approx(0.8)
     assert ours.merges == 1000
+    assert measure_run(replace(runs[0], merged_pages=400), 1000.0).merges == 400, "the rest was written to"
     assert (flat.until_most_s, flat.idle_after_s, flat.rest_share) == (9.0 - SETTLED_S, None, 0.5)
     assert flat.hour_cpu_s == pytest.approx(1800.0), "it scans for ever"
     assert results["off"].until_most_s is None
 
     goals, left_out = judge_work("storm", results)
     report = write_work(STORM, results, goals, left_out)
-    assert "\n| adaptive | 4 | 28 | 25.0 | 22.5 | 40.0 |" in report
+    assert "\n| adaptive | 4 | 28 | 296 | 25.0 | 22.5 | 40.0 |" in report
     assert "\n- ksmd at rest: 0.00 %, goal at most 0.30 %: met\n" in report
     assert "\n- not judged: no run of clairvoyant\n- not judged: no run of a peer\n" in report
     draw_work(STORM, runs, tmp_path / "one.svg")

@@ -35,6 +35,8 @@ CONSTANT = 5.0
 MOST_FULL_SCANS = 17
 """The last of somebody else may end late, the first of a host that he has scanned may begin anywhere, then two, and
 MAX_MORE_FULL_SCANS."""
+MOST_LITTLE = 38
+"""Each pair is for the 5 MiB that the three have grown by: a cheaper full scan comes sooner."""
 STEADY = Settings(pages_to_scan=1_000_000, sleep_millisecs=1000)
 TOTAL_KIB = 16 * 1024 * 1024
 
@@ -372,7 +374,7 @@ def test_once_memory_has_stopped_changing_full_scans_end_soon_with_smart_scan_an
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_little_guests_that_grow_take_no_more_full_scans_for_smart_scan(image: int) -> None:
+def test_little_guests_that_grow_take_few_full_scans_and_smart_scan_makes_them_cheaper(image: int) -> None:
     """Measured in machines of Linux 6.12 and 7.2: 44 and 24 instead of 7, most of them over nothing."""
     guest = PayloadGuest(name="", memory_mib=64, common_mib=16, own_mib=18, slow_mib_per_s=4, grow_mib_per_min=3)
     runs = []
@@ -385,7 +387,8 @@ def test_little_guests_that_grow_take_no_more_full_scans_for_smart_scan(image: i
         ]
         runs.append(run_policy(host, ALWAYS, starts, until_s=900.0, sample_every_s=10.0).samples[-1])
     plain, smart = runs
-    assert smart.full_scans <= 1.25 * plain.full_scans
+    assert max(smart.full_scans, plain.full_scans) <= MOST_LITTLE
+    assert smart.ksmd_cpu_seconds <= 0.6 * plain.ksmd_cpu_seconds
     assert smart.saved_pages >= plain.saved_pages * 0.98
 
 

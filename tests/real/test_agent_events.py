@@ -128,7 +128,7 @@ def test_each_poke_signal_and_retune_is_a_step_and_a_dry_one_none(ksm: Ksm, star
 def test_ten_thousand_libvirt_events_cost_a_pass_a_window_and_no_memory_and_the_last_state_counts() -> None:
     """Passes begin a window apart, so that the storm's length bounds their number on a machine of any speed."""
     storm = [sys.executable, str(Path(__file__).with_name("driver_storm.py")), "10000"]
-    done = subprocess.run(storm, check=True, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(storm, check=True, capture_output=True, text=True, timeout=HANG_S)
     told = json.loads(done.stdout)
     assert done.stderr == ""
     assert told["events"] == 10_001

@@ -51,6 +51,12 @@ SLACK_MIB = 4
 """By how much the memory of QEMU itself differs."""
 
 
+@pytest.fixture
+def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Guests of small pages: merged zero pages are counted here, and no counter tells of those of a split huge page."""
+    return small_pages_libvirtd
+
+
 def twin(number: int, **options: Any) -> PayloadGuest:  # noqa: ANN401  # PayloadGuest's own
     return PayloadGuest(name=f"twin{number}", memory_mib=32, common_mib=COMMON_MIB, seed=number, **options)
 

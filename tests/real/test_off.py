@@ -25,6 +25,12 @@ pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 PRIVATE_TENANTS = f'private_guests = ["tenant-*"]\n{STEPPING_LAW}'
 
 
+@pytest.fixture
+def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
+    """Guests of small pages: merged zero pages are counted here, and no counter tells of those of a split huge page."""
+    return small_pages_libvirtd
+
+
 def merge_twins(ksm: Ksm, guest: GuestFactory) -> None:
     for seed in (1, 2):
         guest(PayloadGuest(name=f"twin{seed}", memory_mib=24, common_mib=8, zero_mib=4, seed=seed))

@@ -27,11 +27,6 @@ REWRITE_PER_S = 2048
 MOST_RESTS, MOST_PASSES = 20, 60
 
 
-@pytest.fixture
-def libvirtd(small_pages_libvirtd: PrivateLibvirtd) -> PrivateLibvirtd:
-    return small_pages_libvirtd
-
-
 class Rests:
     """Rests of ksmd, each after full scans that a guest's start has caused, while those that rewrite stood still."""
 

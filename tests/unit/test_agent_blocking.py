@@ -233,10 +233,14 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def fill(address: str) -> None:
-    """Send until a manager that does not read takes no more."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
-        while True:
-            sender.sendto(b"X=1", socket.MSG_DONTWAIT, address)
+    """Send until a manager that does not read takes no more; one sender's own buffer may be full before (systemd)."""
+    taken = True
+    while taken:
+        taken = False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+            while True:
+                sender.sendto(b"X=1", socket.MSG_DONTWAIT, address)
+                taken = True
 
 
 def drain(manager: socket.socket) -> None:

@@ -82,25 +82,25 @@ def warn(text: str) -> None:
 class Libvirt:
     """Makes a command's calls of libvirt, each within `limit_s` or a multiple; no more after the first that hangs."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, uri: str, limit_s: float) -> None:
         from virtksm.host.bounded import BoundedCalls
         from virtksm.host.systemd import libvirt_hangs
 
+        self._uri = uri
         self._limit_s = limit_s
-        self._uri = DEFAULT_URI
         self._host: LibvirtHost | None = None
-        self._calls = BoundedCalls(lambda message: libvirt_hangs(message, self._uri))
+        # Not of self, which would keep the connection open until the process has ended.
+        self._calls = BoundedCalls(lambda message: libvirt_hangs(message, uri))
 
-    def open(self, uri: str, *, read_only: bool = False) -> LibvirtHost:
+    def open(self, *, read_only: bool = False) -> LibvirtHost:
         """Open a connection; raises LibvirtUnreachable, of which LibvirtTimeout is one."""
         from virtksm.host.libvirt_connection import open_host
 
-        self._uri = uri
-        return self.run(uri, lambda: open_host(uri, read_only=read_only))
+        return self.run(self._uri, lambda: open_host(self._uri, read_only=read_only))
 
-    def ask(self, uri: str, what: str, call: Callable[[LibvirtHost], Result], *, times: int = 1) -> Result:
+    def ask(self, what: str, call: Callable[[LibvirtHost], Result], *, times: int = 1) -> Result:
         """Make a call, as `run`, over a read-only connection, which is kept for the next one unless it breaks."""
-        host, self._host = self._host or self.open(uri, read_only=True), None
+        host, self._host = self._host or self.open(read_only=True), None
         result = self.run(what, lambda: call(host), times=times)
         self._host = host
         return result

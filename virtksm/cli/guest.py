@@ -87,8 +87,8 @@ def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     from virtksm.host.local_facts import ProcFacts
 
     config, _ = config_or_defaults(options.config)
-    libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(requested_uri(options.connect, options.paths), read_only=read_only)
+    libvirt = Libvirt(requested_uri(options.connect, options.paths), config.call_timeout_s)
+    host = libvirt.open(read_only=read_only)
     facts = ProcFacts(limit_s=READ_WITHIN_S) if is_this_machine(host.uri, config) else None
     return GuestSwitch(host, LibvirtMonitor(host), facts, options.guest, libvirt.run, partial(save, options.paths))
 

@@ -78,5 +78,5 @@ def _file(options: argparse.Namespace) -> History:
 
     named, config = requested_uri(options.connect), read(options.config)[0].config
     if is_alias(named):
-        named = Libvirt(config.call_timeout_s).open(named, read_only=True).uri
+        named = Libvirt(named, config.call_timeout_s).open(read_only=True).uri
     return make_history(named, config, options.paths)

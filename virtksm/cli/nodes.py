@@ -85,8 +85,8 @@ def change_here(
     config, _ = config_or_defaults(options.config)
 
     def set_value(value: int) -> None:
-        libvirt = Libvirt(config.call_timeout_s)
-        host = libvirt.open(requested_uri(options.connect, options.paths))
+        libvirt = Libvirt(requested_uri(options.connect, options.paths), config.call_timeout_s)
+        host = libvirt.open()
         if not is_this_machine(host.uri, config):
             raise VirtksmError(f"{host.uri} is another machine", remedy="name this one's URI (-c qemu:///system)")
         libvirt.run("setting merge_across_nodes", lambda: set_nodes(host, facts, value))

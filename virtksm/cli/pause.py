@@ -102,8 +102,8 @@ class Switching:
             refused = VirtksmError("the configuration has faults", remedy="virtksm config check")
             refused.exit_code = ExitCode.USAGE
             raise refused
-        libvirt = Libvirt(self._config.call_timeout_s)
-        host = libvirt.open(self._uri)
+        libvirt = Libvirt(self._uri, self._config.call_timeout_s)
+        host = libvirt.open()
         if host.uri != self._uri:  # it was an alias, or written in another way
             report = None if self._options.direct or self._named is None else self._through_agent(host.uri)
             if report is not None:

@@ -53,8 +53,9 @@ def run(options: argparse.Namespace) -> int:
             why = "policy observe sets nothing (what an earlier one has set: virtksm --config /dev/null restore)"
         print_result(options, {"action": "leave"}, [("", f"nothing to do: {why}", "")])
         return ExitCode.DONE
-    libvirt = Libvirt(min(config.call_timeout_s, LEAVE_WITHIN_S) if options.on_exit else config.call_timeout_s)
-    cycle = make_cycle(libvirt.open(requested_uri(options.connect)), config, paths)
+    limit_s = min(config.call_timeout_s, LEAVE_WITHIN_S) if options.on_exit else config.call_timeout_s
+    libvirt = Libvirt(requested_uri(options.connect), limit_s)
+    cycle = make_cycle(libvirt.open(), config, paths)
     baseline = KERNEL_DEFAULTS if options.defaults else None
     with locked(paths.agent_lock, running):
         restored = libvirt.run(

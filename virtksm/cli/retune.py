@@ -60,8 +60,8 @@ def run_pass(options: argparse.Namespace, *, direct: bool = False, dry_run: bool
 
     uri = requested_uri(options.connect, options.paths)
     config = load(options.config, asks_groups=False).config
-    libvirt = Libvirt(config.call_timeout_s)
-    host = libvirt.open(uri)
+    libvirt = Libvirt(uri, config.call_timeout_s)
+    host = libvirt.open()
     if not direct and host.uri != uri:  # it was an alias: the agent may know the real one
         report = through_agent(options.paths, host.uri, request, within_s=ANSWER_WITHIN_S)
         if report is not None:

@@ -1,18 +1,17 @@
 """The status of a host without an agent: sensed here, read-only, with no state and no decision.
 
-libvirt is asked over a read-only connection in a thread of its own, for a few seconds at most: while it hangs, this
-machine's kernel is still read.
+libvirt is asked over a read-only connection in a thread of its own, for a few seconds: while it hangs, this machine's
+kernel is still read.
 """
 
 from __future__ import annotations
 
 from virtksm import __version__
+from virtksm.cli.connection import Libvirt
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
-from virtksm.host.bounded import BoundedCalls
-from virtksm.host.libvirt_connection import LibvirtHost, open_host
+from virtksm.host.libvirt_connection import LibvirtHost
 from virtksm.host.local_facts import ProcFacts, boottime_s
-from virtksm.host.systemd import libvirt_hangs
 from virtksm.model.current import CurrentKsm, Origin
 from virtksm.model.snapshot import Snapshot
 from virtksm.paths import RuntimePaths
@@ -35,14 +34,12 @@ class Alone:
         self._config = config
         self._paths = paths
         self._facts, self._in_thread = ProcFacts(), ProcFacts()
-        self._host: LibvirtHost | None = None
-        # Not of self, which would keep the connection open until the process has ended.
-        self._calls = BoundedCalls(lambda _message: libvirt_hangs(f"{uri}: no answer within {LIMIT_S:g} s", uri))
+        self._libvirt = Libvirt(uri, LIMIT_S)
 
     def read(self) -> dict[str, object]:
         """Return what `virtksm status --json` prints; raises VirtksmError for another machine that cannot be asked."""
         try:
-            snapshot, error = self._calls.run("status", self._sense, LIMIT_S), None
+            snapshot, error = self._libvirt.ask(self.uri, self._sense), None
         except VirtksmError as failed:
             snapshot, error = None, failed
         is_here = not is_alias(self.uri) and is_this_machine(self.uri, self._config)
@@ -78,11 +75,8 @@ class Alone:
             return None
         return CurrentKsm(origin=Origin.LIBVIRT, ksm=snapshot.ksm, host=snapshot.host).counting(snapshot)
 
-    def _sense(self) -> Snapshot:
-        host, self._host = self._host or open_host(self.uri, read_only=True), None  # one that breaks is not used again
+    def _sense(self, host: LibvirtHost) -> Snapshot:
         self.uri = host.uri
-        local = self._in_thread if is_this_machine(self.uri, self._config) else None
-        snapshot = sense(host, local, boottime_s())
-        self._host = host
+        snapshot = sense(host, self._in_thread if is_this_machine(self.uri, self._config) else None, boottime_s())
         freed = read_freed(self._paths, key_of(self.uri, self._config))
         return snapshot if freed is None else with_estimates(snapshot, count_freed(snapshot, freed))

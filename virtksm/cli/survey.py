@@ -30,7 +30,7 @@ CALLS = 12
 def surveyor(options: argparse.Namespace) -> tuple[Config, Callable[[], tuple[Survey, HostMemory]]]:
     """Return the configuration, and what surveys the guests and the host's memory; both raise VirtksmError."""
     config = load(options.config, asks_groups=False).config
-    uri, libvirt = requested_uri(options.connect, options.paths), Libvirt(config.call_timeout_s)
+    libvirt = Libvirt(requested_uri(options.connect, options.paths), config.call_timeout_s)
 
     def read(host: LibvirtHost) -> tuple[Survey, HostMemory]:
         from virtksm.host.local_facts import ProcFacts
@@ -41,4 +41,4 @@ def surveyor(options: argparse.Namespace) -> tuple[Config, Callable[[], tuple[Su
         unmerged = partial(read_unmerged, options.paths, facts)
         return survey(host, facts, None if freed is None else freed.kib, unmerged), facts.host_memory()
 
-    return config, lambda: libvirt.ask(uri, "guests", read, times=CALLS)
+    return config, lambda: libvirt.ask("guests", read, times=CALLS)

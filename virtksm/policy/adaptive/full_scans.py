@@ -1,6 +1,6 @@
 """Rules 2, 6 and 7 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
 
-ksmd is fed in batches: pages_to_scan is what the CPU budget allows for two seconds, and sleep_millisecs is a minute,
+ksmd is fed in batches: pages_to_scan is what the CPU budget allows for three seconds, and sleep_millisecs is a minute,
 which a changed value cuts short. So every change of it grants one batch, and without passes (the agent or libvirt gone)
 ksmd does one batch a minute. A batch never goes beyond the end of a full scan. Pure.
 """
@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
 from virtksm.policy.adaptive.changes import add, known_kib, total_kib
-from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S, MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
@@ -27,8 +27,8 @@ from virtksm.policy.adaptive.worth import (
 )
 from virtksm.values import replace
 
-BATCH_S = 2.0
-"""What a batch may take: `echo 0 > run` waits for its end (chosen)."""
+BATCH_S = 3.0
+"""What a batch may take, twice as long where its pages are dear: `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
 """The least cost of a page when a batch is sized (measured: 0.3 to 7 microseconds)."""
 MAX_HOST_PERCENT = 25
@@ -44,12 +44,8 @@ MIN_STILL_S = 0.1
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
 """Bounds of a measured cost of a page."""
-UNVISITED = 0.1
-"""Share of the memory that a check scan may leave unvisited (chosen)."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans after which equal pages have met, if ever (smart_scan: docs/policies.md)."""
-MIN_COST_SHARE = 0.25
-"""The least cost of a full scan, as a share of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
 """Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
@@ -134,8 +130,7 @@ def feed(
     if wait_s > 0:
         settings = Settings(pages_to_scan=current.batch_pages or MIN_BATCH_PAGES, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
-    cautious_s = DEFAULT_PAGE_COST_S if current.fed is None else max(cost_s, CAUTIOUS_PAGE_COST_S)
-    pages = min(max(int(share * BATCH_S / cautious_s), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
+    pages = min(max(int(share * BATCH_S / max(cost_s, CAUTIOUS_PAGE_COST_S)), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
     fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
     if scanned is None:
@@ -173,22 +168,24 @@ class Progress(NamedTuple):
 def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
     """Return ksmd's progress in the batch by whatever the kernel tells: pages, or CPU time, or neither (remote).
 
-    A batch ends where a full scan does. Where ksmd's CPU time alone is known, it is over once that stands still.
+    A batch ends where a full scan does. Else it is over once its pages are counted; where ksmd stands still before
+    that, they are not counted, or the grant was lost.
     """
-    fed, seen = current.fed, current.seen
-    if fed is None:
+    fed, seen = current.fed, current.seen or current.fed
+    if fed is None or seen is None:
         return Progress(passed_s=0.0, cpu_s=None, counted_pages=0, is_over=True, pass_s=0.0)
     passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
     pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
     is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
+    waited_s = now.taken_s - seen.taken_s
+    is_working = bool(_used_s(seen, now)) or seen.pages_scanned != now.pages_scanned
+    stands_still = waited_s < 0 or (waited_s >= MIN_STILL_S and not is_working)
     pass_s = seconds_to_pass(max(current.batch_pages * cost_s - (cpu_s or 0.0), 0.0))
     if pages is not None:
-        is_lost = not is_early and not (cpu_s is not None and cpu_s > passed_s / 2 > 0)
-        is_over = pages >= current.batch_pages or is_lost
+        is_over = pages >= current.batch_pages or (stands_still and not is_early)
         pass_s = seconds_to_pass((current.batch_pages - pages) * cost_s) if is_early else MIN_WAIT_S
     elif cpu_s is not None:
-        waited_s = 0.0 if seen is None else now.taken_s - seen.taken_s
-        is_over = waited_s < 0 or (waited_s >= MIN_STILL_S and _used_s(seen or fed, now) == 0)
+        is_over = stands_still
         pages = current.batch_pages if is_over and not has_ended else 0
     else:
         is_over, pages, pass_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
@@ -298,10 +295,10 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     left_kib = max(once_kib - merged_kib, 0)
     expected_kib, goes_on = 0.0, False
     if scans.is_check:
-        goes_on = visited < (2 if is_second else 1) - UNVISITED
+        goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
         expected_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
-        share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
+        share = min(cost_s / (full_scan_cost_s(snapshot, state) or inf), 1.0)
         goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib

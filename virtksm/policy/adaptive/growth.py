@@ -11,13 +11,11 @@ from virtksm.values import replace
 RECENT_S = 0.9
 """How fast memory appears is judged by the last so many seconds (chosen)."""
 BURST_S = 120.0
-"""Memory that would double so soon is in a burst (chosen)."""
+"""Memory that would double so soon is in a burst, and a backlog is still growing (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
 """While memory would double within LULL_S, a burst goes on for LULL_SHARE of its length (measured)."""
 LULL_RECENT_S = RECENT_S / 2
 """RECENT_S in a lull: one pass (chosen)."""
-STEADY_S = 40.0
-"""A backlog that would double so soon is still growing (chosen)."""
 PATIENCE = 1.05
 """A series' next start is awaited for so many times its longest interval (chosen)."""
 MAX_INTERVAL_S = 15.0
@@ -38,7 +36,7 @@ def judge_growth(state: AdaptiveState, memory_kib: int) -> Growth:
         return Growth.COMING
     unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
     recent_kib = sum(kib for _, _, kib in state.arrivals.recent)
-    return Growth.STEADY if recent_kib * STEADY_S > unscanned_kib * RECENT_S else Growth.SETTLED
+    return Growth.STEADY if recent_kib * BURST_S > unscanned_kib * RECENT_S else Growth.SETTLED
 
 
 def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
