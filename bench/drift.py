@@ -6,8 +6,6 @@ saved on this simulated day on average, and by the ksmd time that it took: ADVIS
 kernel is touched. Started by script/bench.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator

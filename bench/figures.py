@@ -3,8 +3,6 @@
 Percentiles are nearest-rank: p99 of 200 samples is the 198th smallest, a value that was really measured.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import platform

@@ -5,8 +5,6 @@ tenth refuses, and a tenth hangs. Each host is a libvirtd with a KSM of plain fi
 (tests/lab/fleet.py). Exit code 1 if a goal is missed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

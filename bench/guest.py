@@ -6,8 +6,6 @@ slowest answer tells how long QEMU's main loop was held. The guest itself writes
 in which its processor did nothing tells how long it stood still. Started by script/bench.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import socket

@@ -4,8 +4,6 @@ With each number of real (paused) guests running and an agent at rest, all take 
 Started by script/bench.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from functools import partial

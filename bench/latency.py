@@ -9,8 +9,6 @@ failed. With each number of real (paused) guests running:
 Started by script/bench, which locks and restores KSM.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import sys

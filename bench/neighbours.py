@@ -4,8 +4,6 @@ A flood of connections comes from a process of a user without rights, which ends
 stream that is not read for a while, as when journald's disk hangs; what is read goes to a file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import subprocess

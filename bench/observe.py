@@ -6,8 +6,6 @@ connection is the benchmark's own. It is to be opened before the agent's, becaus
 in the order in which they registered.
 """
 
-from __future__ import annotations
-
 import os
 import queue
 import time

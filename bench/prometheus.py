@@ -6,8 +6,6 @@ page of the agent's own making for each, over the loopback. More hosts come by t
 not touched.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -4,8 +4,6 @@ A wake-up is a voluntary context switch of one of its threads. Threads that live
 the default configuration) are in the CPU time, but not in the wake-ups.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Mapping

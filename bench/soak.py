@@ -10,8 +10,6 @@ longer than 2 s, a scrape was not answered, a guest was missed, or the settings 
 `script/bench soak`, which locks and restores KSM.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import signal

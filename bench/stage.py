@@ -4,8 +4,6 @@ Everything lies below the private libvirtd's folder. SIGTERM ends a benchmark in
 it, however it has died.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Iterator

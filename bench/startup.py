@@ -6,8 +6,6 @@ pass's own duration; all beside `virsh node-memory-tune`. Every pass changes pag
 the default configuration, which is a dry run. Started by script/bench.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Timed steps of a scenario: what happens to guests, on a real libvirt (race) or a simulated host (sim). Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from demo.guests import PayloadGuest

@@ -5,8 +5,6 @@ goal is missed. Each guest is a process whose memory is really read. Libvirt, KS
 setting of this machine is touched, and libvirt's own time is not in the figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """A /proc in a folder: processes as files, some of which hang whoever reads them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading

@@ -3,8 +3,6 @@
 The contract tests (tests/contract) run the same cases against each of them and its real counterpart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A program of its own (`python activation.py NAME SOCKET COMMAND...`), which impo
 socket's unit. A connection made after a daemon has ended waits in the socket for the next one.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import socket

@@ -1,7 +1,5 @@
 """An agent over fakes: the parts of production, and everything around them."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 from collections.abc import AsyncIterator, Callable, MutableMapping

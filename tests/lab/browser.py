@@ -1,7 +1,5 @@
 """Debian's Chromium without a window, driven by Playwright, and what a page says while it is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

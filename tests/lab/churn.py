@@ -1,7 +1,5 @@
 """Guests that come and go as fast as libvirt can, whatever its daemon does meanwhile."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from pathlib import Path

@@ -7,8 +7,6 @@ and the agent all use their ordinary paths, and `qemu:///system`. There is no lo
 Neither systemd nor D-Bus is needed. Processes are ended by their handles, and end with the process that started them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shlex

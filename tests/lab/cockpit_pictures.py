@@ -3,8 +3,6 @@
 Real guests, a real agent and a real Cockpit, as in tests/real/test_cockpit.py. Colours are reduced to 256, unseen.
 """
 
-from __future__ import annotations
-
 import grp
 import io
 from typing import Literal

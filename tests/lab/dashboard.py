@@ -1,7 +1,5 @@
 """The Grafana dashboards as what they ask Prometheus."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

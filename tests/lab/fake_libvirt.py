@@ -1,8 +1,6 @@
 """A connection of libvirt-python that answers from values: what LibvirtHost asks of it, and nothing else."""
 
 # ruff: noqa: N802  # the names of libvirt-python
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ They leave nothing behind: KSM is restored and unlocked after each test, guests 
 and the private libvirtd with the session.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import inspect

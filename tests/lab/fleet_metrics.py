@@ -1,7 +1,5 @@
 """Many hosts' metrics, served from one process: pages of the agent's own making about made-up hosts."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Mapping

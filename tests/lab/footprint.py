@@ -1,7 +1,5 @@
 """What a process holds: descriptors, threads and memory, to see whether they grow."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import tracemalloc

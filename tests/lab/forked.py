@@ -5,8 +5,6 @@ command finds arguments, environment, streams and signals as in a process that w
 imports, or what it holds in memory, is the matter, a test starts the program itself.
 """
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import os

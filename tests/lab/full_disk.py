@@ -1,7 +1,5 @@
 """A disk without room, for this process alone and only within a `with`: pytest's own output may be a file, too."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager

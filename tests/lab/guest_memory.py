@@ -3,8 +3,6 @@
 The first four words of a page are its index, generation, owner and kind (bench/guest/payload.c).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import struct

@@ -4,8 +4,6 @@
 is so much slower: one under software emulation.
 """
 
-from __future__ import annotations
-
 import os
 
 SLOWER = int(os.environ.get("SLOWER", "1"))

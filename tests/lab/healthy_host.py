@@ -1,7 +1,5 @@
 """A host on which nothing stands in the way of KSM: a tree of files, and answers. Tests spoil it in one place."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Out: what the hook wrote into the FIFO (`Listener.read_pokes`) and how it starte
 here touches the FIFO or the program of an installed virtksm.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

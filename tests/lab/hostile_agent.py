@@ -4,8 +4,6 @@ It serves from a thread. `say` is what it makes of a request: the parts that it 
 closes. `honest` answers as an agent does, in every field; `wrong_answers` is each of its answers with one thing wrong.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

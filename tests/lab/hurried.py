@@ -1,7 +1,5 @@
 """A virtksm that waits for nobody longer than a second: the limits that no key sets are up to a minute."""
 
-from __future__ import annotations
-
 from virtksm.cli import ask_agent, pause, retune, status_alone
 from virtksm.cli.main import run_program
 from virtksm.doctor.reading import libvirt

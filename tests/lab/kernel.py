@@ -5,8 +5,6 @@ A test that is `real` says what it needs beyond Linux 5.10 by `@pytest.mark.need
 (`vmstat:cow_ksm`). Where the kernel lacks one of them, the test does not apply (tests/not_applicable.py).
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

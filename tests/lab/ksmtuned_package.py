@@ -3,8 +3,6 @@
 Unpacked ones come first: they are as Debian made them, whatever an administrator has done to the installed ones.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 ROOTS = (Path(__file__).resolve().parents[2] / "build" / "ksmtuned", Path("/"))

@@ -10,8 +10,6 @@ outside under the temporary folder: `uri`. Guests outlive the daemon, as everywh
 the process that has started it. Processes are found by the mounts they see, never by name; reaper.py buries them.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import shlex

@@ -1,7 +1,5 @@
 """A unix socket that takes clients in and answers all of them the same, or never: a daemon that is wedged, or lies."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

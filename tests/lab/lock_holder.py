@@ -3,8 +3,6 @@
 `ps` waits for it, too, so keep it for seconds; it ends by itself after HELD_S. It is called like a guest's QEMU.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

@@ -1,7 +1,5 @@
 """The command line as another user has it, one with no rights of his own; needs root."""
 
-from __future__ import annotations
-
 import subprocess
 
 from tests.lab.forked import run_forked

@@ -1,7 +1,5 @@
 """Ports of the loopback address for programs that take no socket."""
 
-from __future__ import annotations
-
 import random
 import socket
 from contextlib import suppress

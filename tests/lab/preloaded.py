@@ -1,7 +1,5 @@
 """All of virtksm, imported: what `forked` forks from."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 

@@ -4,8 +4,6 @@ Frames are told apart by the cursor going home; a frame is whole once the next o
 with the code that clears the rest of the screen.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty

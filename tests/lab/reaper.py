@@ -7,8 +7,6 @@ a guest takes as long. It prints the command's pid, and ends when nothing of its
 is a pipe of the process that started it: at its end, however that process has died, the descendants are killed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -1,7 +1,5 @@
 """What an agent makes and tells, as values for tests to change: a pass, and all that it knows of itself."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What answers in an agent's place: the real control socket before a handler of the test's, in a thread of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Coroutine

@@ -5,8 +5,6 @@ paths of temporary folders, and where a line wraps. `RECORD=1 pytest tests/real/
 changed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

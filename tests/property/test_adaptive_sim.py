@@ -1,7 +1,5 @@
 """The adaptive policy on the simulated kernel: what can merge does, in bounded time, then it rests."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

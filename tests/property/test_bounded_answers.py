@@ -1,7 +1,5 @@
 """The agent's answers from its history stay shorter than what a client reads, whatever is in it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Every dataclass that is kept or sent survives JSON, and whatever is done to it is a ValueError or a value."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass

@@ -1,7 +1,5 @@
 """Configuration from anybody: a file is a Config or a ConfigError, whatever it holds; no text makes the import fail."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 import tomllib

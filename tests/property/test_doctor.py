@@ -1,7 +1,5 @@
 """Files and answers from anybody: `virtksm doctor` gives each check an outcome, on one printable line, and no crash."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What huge pages gave back, for any sequence of snapshots: bounded by what was split and by what guests lack."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from typing import NamedTuple

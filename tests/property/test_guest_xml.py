@@ -1,7 +1,5 @@
 """Domain XML from anybody: it says something or is a ValueError."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 from hypothesis import example, given

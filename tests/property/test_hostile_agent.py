@@ -4,8 +4,6 @@ Nothing is run or followed, nothing is written beyond the command's own, no esca
 an agent says of the host may be false, and is shown.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re

@@ -1,7 +1,5 @@
 """Whatever is in a history's file, or given to it: a history, or one error of ours; and it can be written again."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import suppress
 from pathlib import Path

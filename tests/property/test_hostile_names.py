@@ -1,7 +1,5 @@
 """Names of guests and other texts from outside are data wherever they are shown: one line, nothing unprintable."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

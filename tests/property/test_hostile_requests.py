@@ -1,7 +1,5 @@
 """The control socket's protocol from both ends: whatever bytes come, an answer or a documented error comes out."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

@@ -3,8 +3,6 @@
 What was found is kept as examples.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable

@@ -6,8 +6,6 @@ and guests' memory (KiB), and what the script then held: run, pages_to_scan and 
 npages and its threshold (KiB). A law that is off by one in any parameter differs in every eighth life or more often.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

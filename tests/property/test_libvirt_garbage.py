@@ -1,7 +1,5 @@
 """What a pass makes of any numbers, and of anything in their place, that libvirt may answer with."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The adaptive law on any sequence of snapshots: its bounds hold, its state survives, and nothing makes it fail."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 

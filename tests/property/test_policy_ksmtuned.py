@@ -1,7 +1,5 @@
 """What ksmtuned's law keeps to on every host and with every configuration that the schema admits."""
 
-from __future__ import annotations
-
 import json
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Rule 8 on any readings: nobody is named that has not lost most of what had merged, three times in a row."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

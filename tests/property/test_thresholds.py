@@ -3,8 +3,6 @@
 For every decision of any history, each of its thresholds is tried again, with the quantity moved there.
 """
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """A trace survives being written and read, and whatever else is in its place is told in one clear error."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest

@@ -1,7 +1,5 @@
 """The agent while something hangs that it needs (name service, disk, systemd): passes go on, requests are answered."""
 
-from __future__ import annotations
-
 import asyncio
 import select
 import socket

@@ -1,7 +1,5 @@
 """How soon libvirt is asked again, and whether a failed call means that the connection is lost."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any, cast
 

@@ -4,8 +4,6 @@ The methods are taken from the Protocols, so that a new one is held to it by its
 fakes of which one raises; requests come through a real socket.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reading guests' XML: a few at a time, each once a run, vanished ones struck off, faults told and survived."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any

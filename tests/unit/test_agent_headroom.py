@@ -1,7 +1,5 @@
 """The room that schedulers read: never more than was found, steady while noise goes on, unknown rather than guessed."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The agent's writer of the history over a fake history and a clock of the test's: what it writes, when, what fails."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable

@@ -1,7 +1,5 @@
 """Passes alone, without an agent or a connection: for what, to whom they are told, when they are stuck."""
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The agent over fakes: requests for off, on, reload, a recorder's lines, history and status; private guests."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

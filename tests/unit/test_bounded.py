@@ -1,7 +1,5 @@
 """A blocking call with a limit, without an event loop."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import weakref

@@ -1,7 +1,5 @@
 """Blocking calls beside the loop: one at a time, bounded, and a hanging one costs one thread and no more."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import threading

@@ -1,7 +1,5 @@
 """One guest sends thousands of balloon events over hours: what is logged and kept stays bounded, and others' stays."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 from collections import Counter

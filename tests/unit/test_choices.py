@@ -1,7 +1,5 @@
 """Which guests are to be switched while they run, whether that fits into memory, and the file that keeps it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

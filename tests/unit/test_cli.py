@@ -1,7 +1,5 @@
 """The command line itself: options, exit codes, and that one clear line is all an error costs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Where a command reads the history: from the agent that serves the host, else from the file."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Coalescing: at once after quiet, one trailing pass a window, and the last trigger never forgotten."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Layers, faults and written forms of the configuration, on real files under a temporary folder."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`virtksm config check|show|path|import` as the command line answers: exit codes, streams, files."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Which host a command means when none is named, and that a broken configuration is a warning where it must be."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Curves through samples: where they break, what may be left out, and ksmd's share of a core."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.fakes import SAMPLE

@@ -1,7 +1,5 @@
 """The cycle on fakes: what is written, in which order, what is kept, and what another writer or a refusal does."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`python -m demo` where it must not or cannot run; the rest is tests/real/test_demo.py's."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How fast guests' memory changes: each guest in turn, by measuring or by its disk reads, faults survived."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from dataclasses import dataclass, field

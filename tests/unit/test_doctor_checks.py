@@ -1,7 +1,5 @@
 """Each check of `virtksm doctor`: what makes it pass, and what makes it warn or fail."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args

@@ -1,7 +1,5 @@
 """`virtksm doctor` as people and programs see it: lines, colours, exit codes, JSON, other machines."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

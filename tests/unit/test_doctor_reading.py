@@ -1,7 +1,5 @@
 """What `virtksm doctor` reads, from trees of files: a healthy host, one thing changed, things that are no answer."""
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile

@@ -1,7 +1,5 @@
 """`virtksm explain`: every rule has its meaning, and a decision is told with all that led to it."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

@@ -1,7 +1,5 @@
 """`virtksm fleet`: which hosts are meant, how they are asked at once, and what is told of them; without any daemon."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

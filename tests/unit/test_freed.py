@@ -1,7 +1,5 @@
 """What huge pages gave back: each rule of virtksm/tuning/freed.py, from one pass to the next."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

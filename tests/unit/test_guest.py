@@ -1,7 +1,5 @@
 """`virtksm guest` without kernel, libvirt and QEMU: what is sent, what is said, and whose word counts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which process is which guest: by control groups and owners, beside strangers who lie and hang."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path

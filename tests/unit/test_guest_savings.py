@@ -1,7 +1,5 @@
 """Shares of what KSM saves: twins save alike, sums are the kernel's counters, what it does not count is None."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Private guests are unmerged while they run, each once a run; what fails is survived, and costs no other guest."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """What a guest's XML says: private by metadata, kept out by nosharepages alone, its memory and what lies behind it."""
 
-from __future__ import annotations
-
 import pytest
 
 from virtksm.guests.xml import MAX_CHARACTERS, NAMESPACE, GuestXml, parse_guest_xml

@@ -1,7 +1,5 @@
 """Room for more guest memory: its four rules, and what happens at their borders."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """The history as values: thinned for drawing, and as the tables in which it travels."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

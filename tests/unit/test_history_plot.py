@@ -1,7 +1,5 @@
 """Pictures are drawn for real, as SVG that can be read: what is on them, from whom, and what is refused."""
 
-from __future__ import annotations
-
 import itertools
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Every run carries a witness, the write end of a pipe under a number that a shell
 means that the hook and all it started are over, so that "nothing was started" is seen and not merely not yet seen.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import resource

@@ -1,7 +1,5 @@
 """What `virtksm guests` and `virtksm headroom` print: numbers in columns, what is missing as a dash, risks in words."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor

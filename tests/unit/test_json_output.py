@@ -1,7 +1,5 @@
 """Values as they leave the program: each unit by its name's ending, and nothing else changed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 

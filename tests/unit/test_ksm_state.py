@@ -1,7 +1,5 @@
 """What is merged and saved, and whether unmerging fits: in the page size of the host, and None where not offered."""
 
-from __future__ import annotations
-
 import pytest
 
 from virtksm.model.snapshot import KsmState

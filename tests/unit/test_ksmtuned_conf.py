@@ -1,7 +1,5 @@
 """The import of ksmtuned's shell file: beside bash where it can be compared, else case by case."""
 
-from __future__ import annotations
-
 import random
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Text in the width of its terminal: hanging indents, tables with wide characters, COLUMNS, colours."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which of libvirt's events are triggers: the whole table, callbacks included."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import cast

@@ -1,7 +1,5 @@
 """The libvirt adapter over a connection that is a fake: what is asked again, and what is not."""
 
-from __future__ import annotations
-
 import gc
 import threading
 import weakref

@@ -1,7 +1,5 @@
 """QEMU's answers, of which only the expected form is taken: a guest that has taken over its QEMU writes them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

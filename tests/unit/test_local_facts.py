@@ -1,7 +1,5 @@
 """Facts from /proc and /sys: processes told apart by their UUID, kernel files by what they hold."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What the agent's events say to people: a sentence each, short where all is well."""
 
-from __future__ import annotations
-
 from collections.abc import MutableMapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How log events look: for people, for collectors, for the journal; a guest's name is data in all of them."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -3,8 +3,6 @@
 One host's figures for the law, for `virtksm headroom` and for `virtksm doctor`, as a pass reads them: from files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

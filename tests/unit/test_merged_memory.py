@@ -1,7 +1,5 @@
 """What is merged of guests is read where a pass wants it, each guest once, and a user without the right is told."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

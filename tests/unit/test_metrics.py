@@ -1,7 +1,5 @@
 """What is measured, what it is called, and the text that Prometheus is given."""
 
-from __future__ import annotations
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 

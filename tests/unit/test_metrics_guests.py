@@ -1,7 +1,5 @@
 """Savings by guest: read beside the loop, seldom, bounded in number, and adding up to what the kernel says."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The agent's web server on real sockets: one page, and nobody who can keep it from others."""
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import socket

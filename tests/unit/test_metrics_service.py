@@ -1,7 +1,5 @@
 """The agent's metrics as a service: the text file tells that the agent lives, and faults are told."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field

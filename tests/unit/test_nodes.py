@@ -1,7 +1,5 @@
 """`virtksm unmerge --merge-across-nodes`: its steps in order, what it refuses, and that KSM is on again after it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 

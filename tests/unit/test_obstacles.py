@@ -1,7 +1,5 @@
 """Why a guest cannot merge, and what overrules it; which private guests can, and which groups share a pool."""
 
-from __future__ import annotations
-
 import pytest
 
 from virtksm.guests.obstacles import Obstacle, exposed, find_mixed, find_obstacles, is_merge_off, pool_text

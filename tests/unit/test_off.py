@@ -1,7 +1,5 @@
 """`virtksm pause`, `resume`, `unmerge` and `verify-off` without kernel and libvirt: what is said, read and kept."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import shlex

@@ -3,8 +3,6 @@
 Files as in each version's Documentation/admin-guide/mm/ksm.rst and mm/ksm.c.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory that may merge and is no guest's: as root and as a user, by /proc, by systemd's answer, and by neither."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path

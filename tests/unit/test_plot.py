@@ -1,7 +1,5 @@
 """`virtksm trace plot`: which times and names it takes, a trace as a history, and that mistakes leave no file."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The FIFO: who may write, what is in its place; a poke is heard at once, a flood of them once a window."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import stat

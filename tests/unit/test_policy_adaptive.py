@@ -3,8 +3,6 @@
 Numbers in the names are the rules of virtksm/policy/adaptive.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """ksmtuned's law, rule by rule, on hosts whose numbers can be checked by hand."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args, get_type_hints
 
 import pytest

@@ -1,7 +1,5 @@
 """The policy observe: it says what adaptive would do, follows what the kernel does, and nothing is ever set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Reads of processes with a limit: what hangs is left out, named, and costs its limit once."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """A recording: what it makes of the agent's answers, of an agent that ends, and of one that begins anew."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Replays: of a real trace (tests/traces), which decides the same again, and of traces made by hand."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Rule 8 of the adaptive law: who is named for rewriting what merges, by what readings, and for how long."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What the scripts have in common gives KSM's settings back, whatever ended them; tried on a folder in KSM's place."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import time

@@ -1,7 +1,5 @@
 """The control socket: bounded in size, time and number, heard only from those who may, gone with its agent."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Who may ask the agent what: real sockets, and clients of other users; needs root, as giving up its user does."""
 
-from __future__ import annotations
-
 import asyncio
 import grp
 import json

@@ -1,7 +1,5 @@
 """What the agent tells of itself: when libvirt counts as silent, what may be stranded, what it costs; and who asks."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import tempfile

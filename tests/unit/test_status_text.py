@@ -1,7 +1,5 @@
 """The status for people: what is saved, at what price and why, and what stands in the way; and systemd's one line."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The history's file: bounded, private, readable by root alone without a trace, and damage costs nothing but itself."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import tempfile

@@ -1,7 +1,5 @@
 """The state file: what is damaged is an error, never taken for "no state"; locks and symbolic links."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """The switch's file: only one that is certainly not there means on; links, modes, and everything in its place."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """A look at guests over fakes: what is known of each, what is left over, and what is missing said with its remedy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import pytest

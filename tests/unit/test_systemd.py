@@ -1,7 +1,5 @@
 """systemd's notification protocol, against a socket of this test's own."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

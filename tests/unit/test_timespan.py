@@ -1,7 +1,5 @@
 """Spans of time on the command line."""
 
-from __future__ import annotations
-
 import argparse
 import re
 

@@ -1,7 +1,5 @@
 """Traces: what is refused in them and how that is said, what is forgiven, and what is left of guests without names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The agent's buffer of trace lines: bounded, numbered, and complete or said to be not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

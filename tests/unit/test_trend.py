@@ -1,7 +1,5 @@
 """The small curve and "lately": from single observations, with gaps, reboots and clocks as they come."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

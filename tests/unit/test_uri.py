@@ -1,7 +1,5 @@
 """Which connections lead to this machine's own kernel."""
 
-from __future__ import annotations
-
 from urllib.parse import urlsplit
 
 import pytest

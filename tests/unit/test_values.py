@@ -1,7 +1,5 @@
 """Values: what is replaced is of the same kind, of a NamedTuple as of a dataclass."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """`virtksm wait`: by which status it ends and how, also while the agent is away, and what it shows meanwhile."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`virtksm status --watch` in a real pseudo-terminal, before an agent that is a fake: frames, keys, signals, sizes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
