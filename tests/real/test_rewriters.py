@@ -11,7 +11,7 @@ from bench.sim.real_memory import COMMON, MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
 from tests.lab.hang import HANG_S
-from tests.lab.ksm import Ksm, merging_pages, wait_until
+from tests.lab.ksm import Ksm, merging_pages, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
 from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
@@ -89,32 +89,40 @@ def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_s
         twin("loud-1", 3, **rewriting),
         twin("loud-2", 4, **rewriting),
     )
-    rests, names = Rests(agent, guest, 2, loud), list[str]()
+    rests = Rests(agent, guest, 2, loud)
     for _ in range(MOST_RESTS):
         rests.begin()
-        if names := [*rests.see()]:
+        if rests.see():
             break
-    for one in loud:  # without its twin, the other one has nothing to merge
+    for one in loud:  # without its twin, the other one has nothing to merge, but may be named for what it has rewritten
         one.domain.suspend()
-    out = [one for one in loud if one.spec.name in names]
-    assert out
 
     def switched(event: str) -> list[str]:
         return sorted(line["guest"] for line in agent.lines(event))
 
-    def unmerged() -> list[tuple[str, str]]:  # told a moment later than logged
-        return [(one["name"], one["why"]) for one in agent.home.told("status")["switched"]["unmerged"]]
+    def unmerged() -> list[tuple[str, str]]:
+        return sorted((one["name"], one["why"]) for one in agent.home.told("status")["switched"]["unmerged"])
 
-    wait_until(lambda: switched("guest_unmerged") == names, HANG_S, f"{names} to be unmerged")
-    wait_until(lambda: unmerged() == [(one, "rewrites") for one in names], HANG_S, "the status to tell it")
-    told = agent.home.told("status")
-    assert (
-        f"; guests that are out for a day, as they rewrite what merges: {len(names)}"
-        in told["last_pass"]["decision"]["reason"]
-    )
-    judged = agent.home.told("doctor", "--only", "rewriters", "--connect", libvirtd.uri)["findings"]
-    assert [one["detail"] for one in judged] == [f"kept out for a day: {', '.join(names)}"]
-    assert agent.home.told("retune", "--dry-run")["decision"]["rewriters"] == names
+    def named() -> list[str]:
+        return sorted(agent.home.told("retune", "--dry-run")["decision"]["rewriters"])
+
+    def told_and_named() -> tuple[object, object]:
+        names = named()
+        reason = agent.home.told("status")["last_pass"]["decision"]["reason"]
+        (judged,) = agent.home.told("doctor", "--only", "rewriters", "--connect", libvirtd.uri)["findings"]
+        told = [
+            switched("guest_unmerged"),
+            unmerged(),
+            reason.rpartition("; ")[2],
+            sorted(judged["detail"].removeprefix("kept out for a day: ").split(", ")),
+        ]
+        words = f"guests that are out for a day, as they rewrite what merges: {len(names)}"
+        return told, [names, [(one, "rewrites") for one in names], words, names]
+
+    wait_agreed(told_and_named, HANG_S, "log, status, doctor and a dry run to name the same")
+    names = named()
+    out = [one for one in loud if one.spec.name in names]
+    assert out
     rests.begin()
     assert [merged_kib(one.pid) < BESIDE_KIB for one in out] == [True] * len(out)
     assert [merged_kib(one.pid) >= COMMON_MIB * 1024 for one in (calm_1, calm_2)] == [True, True]
