@@ -28,7 +28,7 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""What a batch may take, twice as long where its pages are expensive: `echo 0 > run` waits for its end (chosen)."""
+"""What a batch may take, twice that where its pages are expensive: `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
 """The least cost of a page when a batch is sized (measured: 0.3 to 7 microseconds)."""
 MAX_HOST_PERCENT = 25
@@ -46,6 +46,8 @@ MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
 """Bounds of a measured cost of a page."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans after which equal pages have met, if ever (smart_scan: docs/policies.md)."""
+MIN_COST_SHARE = 0.25
+"""The least cost of a full scan, as a share of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
 """Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
@@ -298,7 +300,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
         goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
         expected_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
-        share = min(cost_s / (full_scan_cost_s(snapshot, state) or inf), 1.0)
+        share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
         goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
