@@ -9,7 +9,7 @@ from virtksm.doctor.checks.hook import HOOK
 from virtksm.doctor.facts import Facts, Here, HookFile
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.libvirt import Guests, GuestSeen, LibvirtSeen
-from virtksm.doctor.reading.own import AgentSeen
+from virtksm.doctor.reading.own import NO_PASS, NONE_SWITCHED, Status
 from virtksm.guests.xml import GuestXml
 from virtksm.model.snapshot import Guest, KsmState, OtherProcesses, Settings
 from virtksm.tuning.ownership import HostState
@@ -122,5 +122,11 @@ LIBVIRT = LibvirtSeen(
         other_processes=OtherProcesses(kib=0, processes=0, unread=0),
     ),
 )
-AGENT = AgentSeen(uri=URI, silence=None, is_stranded=False, worst_core_percent=0.0, outcome="unchanged", refusal="")
+AGENT: Status = {
+    "uri": URI,
+    "libvirt": {"answers": True, "error": None},
+    "stranded": {"possible": False, "worst_core_percent": 0.0},
+    "last_pass": {**NO_PASS, "outcome": "unchanged"},
+    "switched": NONE_SWITCHED,
+}
 HEALTHY = with_files()

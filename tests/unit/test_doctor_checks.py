@@ -142,8 +142,24 @@ def without_agent(facts: Facts) -> Facts:
     return replace(facts, known_agent=None)
 
 
-def with_agent(facts: Facts = HEALTHY, **changed: object) -> Facts:
-    return replace(facts, known_agent=replace(AGENT, **changed))
+def with_agent(facts: Facts = HEALTHY, **changed: Mapping[str, object]) -> Facts:
+    return replace(facts, known_agent={**AGENT, **{name: {**AGENT[name], **part} for name, part in changed.items()}})
+
+
+def after(outcome: str, facts: Facts = HEALTHY, **refused: str) -> Facts:
+    """Return facts with an agent whose last pass had this outcome, and the causes of refusals, by parameter."""
+    refusals = [{"parameter": parameter, "cause": cause} for parameter, cause in refused.items()]
+    return with_agent(facts, last_pass={"outcome": outcome, "refused": refusals})
+
+
+def decided(*rewriters: str, other_processes_kib: int | None = None) -> dict[str, object]:
+    numbers = {"other_processes_kib": other_processes_kib}
+    return {"decision": {"numbers": numbers, "rewriters": rewriters}}
+
+
+ONLY_VAULT = [{"uuid": VAULT.uuid}]
+SILENT = {"answers": False, "silent_since": "noon", "waiting_for": "pass", "error": "it hangs"}
+NO_ROOM = {"failed": [{"message": "no room"}]}
 
 
 def configured(facts: Facts, **configuration: object) -> Facts:
@@ -168,8 +184,9 @@ def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str = "") -> 
     return facts
 
 
-def refused_under(context: str, refusal: str) -> Facts:
-    return with_agent(files({"sys/fs/selinux/enforce": "1", "proc/50/attr/current": context}), refusal=refusal)
+def refused_under(context: str, cause: str) -> Facts:
+    facts = files({"sys/fs/selinux/enforce": "1", "proc/50/attr/current": context})
+    return after("refused", facts, pages_to_scan=cause)
 
 
 REPORTING = GuestXml(reports_free_pages=True)
@@ -186,7 +203,7 @@ def unmerged(*, is_read: bool = True) -> Facts:
     return with_guests(running=(GuestSeen(GUEST, GuestXml()), vault))
 
 
-def excluding(policy: str = "adaptive", **agent: object) -> Facts:
+def excluding(policy: str = "adaptive", **agent: Mapping[str, object]) -> Facts:
     """Return healthy facts where rewriters are looked for, and what the agent says of them."""
     return with_agent(configured(HEALTHY, policy=policy, adaptive=AdaptiveParams(exclude_rewriters=True)), **agent)
 
@@ -221,7 +238,7 @@ def with_groups(web: str | None, vault: str | None, *, is_kept_out: bool = False
 
 
 def with_others(others: OtherProcesses | None, *, seen_kib: int | None) -> Facts:
-    return with_agent(with_guests(other_processes=others), other_processes_kib=seen_kib)
+    return with_agent(with_guests(other_processes=others), last_pass=decided(other_processes_kib=seen_kib))
 
 
 def listening() -> Facts:
@@ -347,9 +364,9 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("sys_writable", files(NO_DAEMON), WARN, "cannot tell: no process of libvirt's daemon"),
     ("sys_writable", replace(files(NO_DAEMON), libvirt=UNREACHABLE), INFO, "no connection to libvirt"),
     ("sys_writable", files({"proc/1/status": None}), WARN, "cannot tell: /proc hides"),
-    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, unknown"), WARN, "confines it (virtqemud_t)"),
-    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "pages_to_scan, advisor on"), PASS, "(virtqemud_t), and no"),
-    ("sys_writable", refused_under("u:r:virtd_t:s0", "pages_to_scan, unknown"), PASS, "writable"),
+    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "unknown"), WARN, "confines it (virtqemud_t)"),
+    ("sys_writable", refused_under("u:r:virtqemud_t:s0", "advisor_on"), PASS, "(virtqemud_t), and no"),
+    ("sys_writable", refused_under("u:r:virtd_t:s0", "unknown"), PASS, "writable"),
     ("ksmtuned", files(process("ksmtuned")), FAIL, "ksmtuned runs"),
     ("ksmtuned", files(process("ksmtuned", user=1000)), PASS, "neither"),
     ("ksmtuned", files(process("ksmtuned2")), PASS, "neither"),
@@ -434,8 +451,8 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("private_guests", with_xml(GuestXml(), GuestXml(), private_guests=("v*",)), FAIL, "1 can merge: vault"),
     ("private_guests", with_xml(GuestXml(is_private=True), GuestXml()), FAIL, "1 can merge: web"),
     ("private_guests", unmerged(), PASS, "1 of 2 guests are private, and kept out"),
-    ("private_guests", with_agent(unmerged(is_read=False), unmerged=frozenset({VAULT.uuid})), PASS, "kept out"),
-    ("private_guests", with_agent(unmerged(is_read=False), unswitched=("no room",)), FAIL, "1 can merge: vault"),
+    ("private_guests", with_agent(unmerged(is_read=False), switched={"unmerged": ONLY_VAULT}), PASS, "kept out"),
+    ("private_guests", with_agent(unmerged(is_read=False), switched=NO_ROOM), FAIL, "1 can merge: vault"),
     ("guests_merge", unmerged(), PASS, "1 of them kept out"),
     ("private_guests", with_process(VAULT, merges_any=True), FAIL, "1 can merge, as KSM is on for the whole process"),
     ("private_guests", with_process(VAULT, merges_any=False), PASS, "kept out"),
@@ -443,22 +460,22 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("private_guests", with_libvirt(guests=NO_XML), WARN, "cannot tell"),
     ("rewriters", HEALTHY, PASS, "exclude_rewriters is off"),
     ("rewriters", excluding(), PASS, "kept out for a day: none"),
-    ("rewriters", excluding(rewriters=frozenset({"vault"}), unmerged=frozenset({VAULT.uuid})), PASS, "a day: vault"),
-    ("rewriters", excluding(rewriters=frozenset({"vault"}), unswitched=("no room",)), WARN, "1 still merge: vault"),
+    ("rewriters", excluding(last_pass=decided("vault"), switched={"unmerged": ONLY_VAULT}), PASS, "a day: vault"),
+    ("rewriters", excluding(last_pass=decided("vault"), switched=NO_ROOM), WARN, "1 still merge: vault"),
     (
         "rewriters",
-        excluding(rewriters=frozenset({"vault"}), merging=frozenset({VAULT.uuid})),
+        excluding(last_pass=decided("vault"), switched={"merging": ONLY_VAULT}),
         PASS,
         "kept out for a day: none; let merge by `virtksm guest merge`: vault",
     ),
-    ("rewriters", excluding(rewriters_unknown="no right"), WARN, "cannot tell: no right"),
-    ("rewriters", excluding("observe", rewriters=frozenset({"vault"})), PASS, "adaptive would keep out: vault"),
-    ("rewriters", excluding("ksmtuned", rewriters_unknown="no right"), PASS, "exclude_rewriters is off"),
+    ("rewriters", excluding(switched={"rewriters_unknown": "no right"}), WARN, "cannot tell: no right"),
+    ("rewriters", excluding("observe", last_pass=decided("vault")), PASS, "adaptive would keep out: vault"),
+    ("rewriters", excluding("ksmtuned", switched={"rewriters_unknown": "no right"}), PASS, "exclude_rewriters is off"),
     ("rewriters", replace(excluding(), known_agent=None), INFO, "no agent runs"),
     ("groups", HEALTHY, PASS, "no guest declares one"),
     ("groups", with_groups("a", "a"), PASS, "1 declared, and guests of one alone can merge"),
     ("groups", with_groups("a", "b"), WARN, "different groups can merge: a (1), b (1)"),
-    ("groups", with_agent(with_groups("a", "b"), unmerged={VAULT.uuid}), PASS, "2 declared"),
+    ("groups", with_agent(with_groups("a", "b"), switched={"unmerged": ONLY_VAULT}), PASS, "2 declared"),
     ("groups", with_groups("b", None), WARN, "can merge: b (1), no group (1)"),
     ("groups", with_groups("a", "b", is_kept_out=True), PASS, "2 declared"),
     ("free_pages", with_xml(REPORTING, REPORTING), PASS, "all 2 that can"),
@@ -494,16 +511,16 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("agent", without_agent(hooked(changed=NO_SYSTEMD)), WARN, "nothing tunes KSM"),
     ("not_paused", replace(ELSEWHERE, known_agent=None, paused=OFF), INFO, "paused since 2026-01-01T00:00"),
     ("configuration", replace(ELSEWHERE, configuration=("one fault",)), FAIL, "one fault"),
-    ("agent", with_agent(silence="since noon, waiting for pass"), FAIL, "since noon"),
-    ("agent", with_agent(outcome="refused", refusal="pages_to_scan: no"), FAIL, "pages_to_scan: no"),
-    ("agent", with_agent(outcome="held"), FAIL, "earlier"),
-    ("agent", with_agent(outcome="yielded"), WARN, "it has yielded to another program that sets KSM (0 pages every"),
-    ("agent", with_agent(with_numbers(sleep_millisecs=200), outcome="yielded"), WARN, "so does Ubuntu's qemu-kvm"),
-    ("agent", with_agent(with_numbers(pages_to_scan=1250), outcome="yielded"), WARN, "so do ksmtuned and what follows"),
-    ("agent", with_agent(ELSEWHERE, outcome="yielded"), WARN, "it has yielded"),
-    ("stranded", with_agent(is_stranded=True, worst_core_percent=83.4), FAIL, "83 % of a core"),
-    ("stranded", with_agent(is_stranded=True, worst_core_percent=None), FAIL, "an unknown share of a core"),
-    ("stranded", with_agent(is_stranded=None), WARN, "cannot tell"),
+    ("agent", with_agent(libvirt=SILENT), FAIL, "since noon, waiting for pass (it hangs)"),
+    ("agent", after("refused", pages_to_scan="advisor_on"), FAIL, "refused: pages_to_scan, advisor on"),
+    ("agent", after("held"), FAIL, "earlier"),
+    ("agent", after("yielded"), WARN, "it has yielded to another program that sets KSM (0 pages every"),
+    ("agent", after("yielded", with_numbers(sleep_millisecs=200)), WARN, "so does Ubuntu's qemu-kvm"),
+    ("agent", after("yielded", with_numbers(pages_to_scan=1250)), WARN, "so do ksmtuned and what follows"),
+    ("agent", after("yielded", ELSEWHERE), WARN, "it has yielded"),
+    ("stranded", with_agent(stranded={"possible": True, "worst_core_percent": 83.4}), FAIL, "83 % of a core"),
+    ("stranded", with_agent(stranded={"possible": True, "worst_core_percent": None}), FAIL, "unknown share of a core"),
+    ("stranded", with_agent(stranded={"possible": None}), WARN, "cannot tell"),
     ("stranded", scanning_without_agent(), FAIL, "500 pages every 10000 ms"),
     ("stranded", scanning_without_agent(run=0), PASS, "no"),
     ("stranded", scanning_without_agent(pages_to_scan=100), PASS, "no"),
@@ -532,8 +549,8 @@ def test_what_keeps_virtksm_from_setting_ksm_is_no_fault_where_it_only_observes(
         assert found.detail.endswith("policy observe leaves KSM to others")
     off = with_numbers(run=0)
     assert outcome(configured(off, policy="observe"), "ksm_run").verdict == FAIL
-    seen = with_agent(outcome="observed")
-    assert (outcome(seen, "agent").verdict, outcome(seen, "agent").detail) == (PASS, f"observes {AGENT.uri}")
+    seen = after("observed")
+    assert (outcome(seen, "agent").verdict, outcome(seen, "agent").detail) == (PASS, f"observes {AGENT['uri']}")
 
 
 def test_every_check_passes_on_a_healthy_host_and_is_seen_to_find_something() -> None:

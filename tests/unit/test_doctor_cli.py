@@ -17,7 +17,7 @@ from virtksm.doctor.facts import Here, find_kept_off, read_facts
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.libvirt import Guests, GuestSeen, LibvirtSeen, read_libvirt
-from virtksm.doctor.reading.own import AgentSeen
+from virtksm.doctor.reading.own import Status
 from virtksm.errors import ExitCode
 from virtksm.guests.xml import GuestXml
 from virtksm.paths import RuntimePaths, host_key
@@ -157,12 +157,12 @@ def test_this_machines_agent_and_switch_say_nothing_about_another(tmp_path: Path
     config.write_text('host = "local"', encoding="utf-8")
     SwitchFile(paths.host_switch("local")).turn_off()
 
-    def own(uri: str, agent: AgentSeen = AGENT) -> tuple[bool, bool]:
+    def own(uri: str, agent: Status = AGENT) -> tuple[bool, bool]:
         found = read_facts(uri, str(config), paths, agent)
         return found.known_agent is not None, found.paused is not None
 
     assert own(NOWHERE) == (True, True)
     assert own(away) == own("alias") == (False, False)
-    assert own(away, replace(AGENT, uri=away)) == (True, False), "an agent here serves it"
+    assert own(away, {**AGENT, "uri": away}) == (True, False), "an agent here serves it"
     SwitchFile(paths.host_switch(host_key(away, local=False))).turn_off()
     assert own(away) == (False, True), "paused from here"

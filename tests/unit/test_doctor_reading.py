@@ -20,7 +20,7 @@ from virtksm.doctor.facts import Here, find_kept_off
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.boot import parse_commands
 from virtksm.doctor.reading.files import Root
-from virtksm.doctor.reading.own import AgentSeen, read_config, read_state, see_agent
+from virtksm.doctor.reading.own import NO_PASS, NONE_SWITCHED, read_config, read_state, see_agent
 from virtksm.doctor.reading.processes import ProcessSeen, find_daemon, find_peer, is_read_only, parse_process
 from virtksm.doctor.reading.units import Tuned, keeps_ksm_off, mentions_ksm, parse_includes
 from virtksm.paths import RuntimePaths
@@ -323,32 +323,13 @@ def test_of_the_folders_what_is_kept_is_read_and_faults_are_told_but_nothing_is_
     assert state_and_faults()[1] == (f"{agent}/local.json: not a virtksm state of schema 1",)
 
 
-def test_an_agents_status_is_taken_apart() -> None:
-    status = answer_to("status")["status"]
-    status["libvirt"] |= {"answers": False, "error": "it hangs", "silent_since": "noon", "waiting_for": "pass"}
-    status["stranded"] |= {"possible": True, "worst_core_percent": 12.5}
-    refused = [{"parameter": "pages_to_scan", "cause": "advisor_on", "message": "x"}]
-    status["last_pass"] |= {"outcome": "refused", "refused": refused}
-    status["last_pass"]["decision"] |= {"numbers": {"other_processes_kib": 4096}, "rewriters": ["web"]}
-    status["last_pass"]["sensed"] |= {"guests": 6, "guests_unread": 2}
-    unmerged, merging = ([{"name": "a guest", "why": "command", "uuid": uuid}] for uuid in "uv")
-    status["switched"] = {"unmerged": unmerged, "merging": merging, "failed": [{"message": "no room"}]}
-    silence = "since noon, waiting for pass (it hangs)"
-    assert see_agent(take(status, ASKED_FOR, "status")) == AgentSeen(
-        uri=status["uri"],
-        silence=silence,
-        is_stranded=True,
-        worst_core_percent=12.5,
-        outcome="refused",
-        refusal="pages_to_scan, advisor on",
-        other_processes_kib=4096,
-        guests=6,
-        guests_unread=2,
-        unmerged=frozenset({"u"}),
-        merging=frozenset({"v"}),
-        unswitched=("no room",),
-        rewriters=frozenset({"web"}),
-    )
+def test_an_agents_status_without_a_pass_is_as_of_one_that_has_seen_no_guest() -> None:
+    status = take(answer_to("status")["status"], ASKED_FOR, "status")
+    assert see_agent(status) == status
+    seen = see_agent({**status, "last_pass": None, "switched": None})
+    assert (seen["last_pass"], seen["switched"]) == (NO_PASS, NONE_SWITCHED)
+    (read,) = (one for one in examine(replace(HEALTHY, known_agent=seen)) if one.check == "guests_read")
+    assert (read.verdict, read.detail) == ("PASS", "of all 0")
 
 
 def test_every_fault_of_the_configuration_is_taken(tmp_path: Path) -> None:

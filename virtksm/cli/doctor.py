@@ -11,7 +11,7 @@ from virtksm.cli.ask_agent import ask_agent, take_answer
 from virtksm.cli.connection import requested_uri
 from virtksm.cli.layout import Row, print_result
 from virtksm.doctor.finding import CannotTell, Finding, Verdict, worst
-from virtksm.doctor.reading.own import AgentSeen, see_agent
+from virtksm.doctor.reading.own import Status, see_agent
 from virtksm.errors import ExitCode, UsageError, VirtksmError
 from virtksm.paths import RuntimePaths
 from virtksm.text import printable
@@ -93,7 +93,7 @@ def _kept_off() -> ExitCode:
     return ExitCode.FAILED
 
 
-def ask_about(paths: RuntimePaths) -> AgentSeen | CannotTell | None:
+def ask_about(paths: RuntimePaths) -> Status | CannotTell | None:
     try:
         answer = ask_agent(paths, {"op": "status"})
         return None if answer is None else see_agent(take_answer(answer, "status", ASKED_FOR))

@@ -20,7 +20,7 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply
 from virtksm.doctor.reading.boot import QEMU_KVM_FILE, Boot, read_boot
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.libvirt import Guests, LibvirtSeen, read_libvirt
-from virtksm.doctor.reading.own import AgentSeen, read_config, read_state
+from virtksm.doctor.reading.own import Status, read_config, read_state
 from virtksm.doctor.reading.processes import Daemon, ProcessSeen, find_daemon, has_daemon, read_processes
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
@@ -148,7 +148,7 @@ class Facts:
     configuration: Config | tuple[str, ...]
     keys_set: frozenset[str] = frozenset()
     paused: Pause | None
-    known_agent: AgentSeen | CannotTell | None
+    known_agent: Status | CannotTell | None
     folder: str
     faults: tuple[str, ...]
     state: HostState | CannotTell
@@ -189,18 +189,18 @@ class Facts:
         return daemon
 
     @property
-    def agent(self) -> AgentSeen | None:
+    def agent(self) -> Status | None:
         """The agent's status, None where none runs; raises CannotTell."""
         return known(self.known_agent)
 
     @property
-    def agent_seen(self) -> AgentSeen | None:
+    def agent_seen(self) -> Status | None:
         """The agent's status, None also where it is not known."""
-        return self.known_agent if isinstance(self.known_agent, AgentSeen) else None
+        return None if isinstance(self.known_agent, CannotTell) else self.known_agent
 
 
 def read_facts(
-    asked_uri: str, config_file: str | None, paths: RuntimePaths, agent: AgentSeen | CannotTell | None
+    asked_uri: str, config_file: str | None, paths: RuntimePaths, agent: Status | CannotTell | None
 ) -> Facts:
     """Read the facts about the host behind `asked_uri`; `agent` is its own answer."""
     configuration, keys_set = read_config(config_file)
@@ -212,7 +212,7 @@ def read_facts(
         here = DoesNotApply(f"libvirt did not say which machine {uri} is")
     elif not is_this_machine(uri, config):
         here = DoesNotApply("another machine: run this command there")
-    if isinstance(here, DoesNotApply) and not (isinstance(agent, AgentSeen) and agent.uri == uri):
+    if isinstance(here, DoesNotApply) and (agent is None or isinstance(agent, CannotTell) or agent["uri"] != uri):
         agent = None  # this machine's
     state, faults = read_state(uri, paths, config)
     return Facts(

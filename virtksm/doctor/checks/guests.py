@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, info, passed, warned
 from virtksm.doctor.reading.libvirt import GuestSeen
-from virtksm.doctor.reading.own import AgentSeen
+from virtksm.doctor.reading.own import NO_PASS, Status
 from virtksm.guests.obstacles import find_mixed, find_obstacles, is_private, pool_text
 from virtksm.guests.xml import UNKNOWN
 from virtksm.model.report import KEEP_OUT
@@ -50,8 +52,7 @@ def check_private(facts: Facts) -> Judgement:
     private = [one for one in _running(facts) if is_private(one.guest, one.xml, facts.config.private_guests)]
     names = [one.guest.name for one in private if not one.xml.is_kept_out and not one.is_unmerged]
     if names:
-        why = facts.agent_seen.unswitched if facts.agent_seen else ()
-        return failed(f"{len(names)} can merge: {some_of(names)}", why[0] if why else KEEP_OUT)
+        return failed(f"{len(names)} can merge: {some_of(names)}", _why_not_switched(facts.agent_seen) or KEEP_OUT)
     overruled = [one.guest.name for one in private if one.process and one.process.ksm and one.process.ksm.merges_any]
     if overruled:
         return failed(
@@ -71,16 +72,18 @@ def check_rewriters(facts: Facts) -> Judgement:
     agent, config = _agent(facts), facts.config
     if not config.adaptive.exclude_rewriters or config.policy == "ksmtuned":
         return passed("exclude_rewriters is off")
-    if agent.rewriters_unknown:
-        raise CannotTell(agent.rewriters_unknown, "take exclude_rewriters out, or give the agent that right")
-    named = [one.guest for one in facts.guests.running if one.guest.name in agent.rewriters]
+    switched, rewriters = agent["switched"], agent["last_pass"]["decision"]["rewriters"]
+    if switched["rewriters_unknown"]:
+        raise CannotTell(switched["rewriters_unknown"], "take exclude_rewriters out, or give the agent that right")
+    named = [one.guest for one in facts.guests.running if one.guest.name in rewriters]
     if config.only_observes:
         return passed(f"adaptive would keep out: {some_of([guest.name for guest in named]) or 'none'}")
-    merging = [guest.name for guest in named if guest.uuid not in agent.unmerged | agent.merging]
+    unmerged, let_merge = _uuids(switched["unmerged"]), _uuids(switched["merging"])
+    merging = [guest.name for guest in named if guest.uuid not in unmerged | let_merge]
     if merging:
-        return warned(f"{len(merging)} still merge: {some_of(merging)}", (*agent.unswitched, "virtksm status")[0])
-    out = some_of([guest.name for guest in named if guest.uuid in agent.unmerged])
-    let_in = some_of([guest.name for guest in named if guest.uuid in agent.merging])
+        return warned(f"{len(merging)} still merge: {some_of(merging)}", _why_not_switched(agent) or "virtksm status")
+    out = some_of([guest.name for guest in named if guest.uuid in unmerged])
+    let_in = some_of([guest.name for guest in named if guest.uuid in let_merge])
     by_command = f"; let merge by `virtksm guest merge`: {let_in}" if let_in else ""
     return passed(f"kept out for a day: {out or 'none'}{by_command}")
 
@@ -124,7 +127,8 @@ def check_other_processes(facts: Facts) -> Judgement:
         raise DoesNotApply(f"whether {other.unread} processes may merge is for root to read")
     if other.kib == 0:
         return passed("there is none")
-    seen_kib = facts.agent_seen.other_processes_kib if facts.agent_seen else None
+    last = facts.agent_seen["last_pass"] if facts.agent_seen else NO_PASS
+    seen_kib = last["decision"]["numbers"]["other_processes_kib"]
     processes = "1 process" if other.processes == 1 else f"{other.processes} processes"
     text = f"{format_kib(other.kib)} of {processes} that libvirt does not run"
     if seen_kib is not None and seen_kib * 2 < other.kib:
@@ -173,17 +177,17 @@ def check_limits(facts: Facts) -> Judgement:
 
 
 def check_read(facts: Facts) -> Judgement:
-    agent = _agent(facts)
-    if agent.guests_unread:
+    sensed = _agent(facts)["last_pass"]["sensed"]
+    if sensed["guests_unread"]:
         return warned(
-            f"it cannot read {agent.guests_unread} of {agent.guests} guests: their memory counts as nothing",
+            f"it cannot read {sensed['guests_unread']} of {sensed['guests']} guests: their memory counts as nothing",
             "where /proc is mounted with hidepid=, give virtksm.service SupplementaryGroups= of the group in its gid= "
             "(docs/security.md); see also `virtksm guests` as root",
         )
-    return passed(f"of all {agent.guests}")
+    return passed(f"of all {sensed['guests']}")
 
 
-def _agent(facts: Facts) -> AgentSeen:
+def _agent(facts: Facts) -> Status:
     if facts.known_agent is None:
         facts.this_machine  # noqa: B018  # another one's may run there
     if facts.agent_seen is None:
@@ -193,6 +197,16 @@ def _agent(facts: Facts) -> AgentSeen:
 
 def _running(facts: Facts) -> list[GuestSeen]:
     """Return the running guests; one was unmerged as this user may read, or as the agent says."""
-    uuids = facts.agent_seen.unmerged if facts.agent_seen else frozenset()
+    uuids = _uuids(facts.agent_seen["switched"]["unmerged"]) if facts.agent_seen else set()
     running = facts.guests.running
     return [one._replace(is_unmerged=one.is_unmerged or one.guest.uuid in uuids) for one in running]
+
+
+def _uuids(guests: Iterable[Mapping[str, str]]) -> set[str]:
+    return {one["uuid"] for one in guests}
+
+
+def _why_not_switched(agent: Status | None) -> str:
+    """Return why the agent could not switch a guest; empty if it could, or where none is seen."""
+    failed = agent["switched"]["failed"] if agent else ()
+    return failed[0]["message"] if failed else ""

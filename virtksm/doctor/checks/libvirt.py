@@ -63,7 +63,8 @@ def check_sys_writable(facts: Facts) -> Judgement:
     confined = _selinux_domain(facts, daemon.pid)
     if confined is None:
         return passed(detail)
-    if facts.agent_seen and facts.agent_seen.refusal.endswith(", unknown"):
+    refused = facts.agent_seen["last_pass"]["refused"] if facts.agent_seen else ()
+    if refused and refused[0]["cause"] == "unknown":
         return warned(
             f"{detail}, but a setting was refused and SELinux confines it ({confined})",
             "see what SELinux denies: ausearch -m avc; newer policies let it write (dnf update selinux-policy)",

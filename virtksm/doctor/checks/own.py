@@ -42,20 +42,20 @@ def check_agent(facts: Facts) -> Judgement:
     agent = facts.agent
     if agent is None:
         return _without_agent(facts)
-    if agent.silence is not None:
-        return failed(
-            f"it runs, but libvirt does not answer it: {agent.silence}", "systemctl status libvirtd (or virtqemud)"
-        )
-    if agent.outcome in ("refused", "held"):
-        return failed(
-            f"a setting was refused: {agent.refusal or 'earlier'}", "see `virtksm status`; `virtksm retune` tries again"
-        )
-    if agent.outcome == "yielded":
+    libvirt, last = agent["libvirt"], agent["last_pass"]
+    if not libvirt["answers"]:
+        error = f" ({libvirt['error']})" if libvirt["error"] else ""
+        silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{error}"
+        return failed(f"it runs, but libvirt does not answer it: {silence}", "systemctl status libvirtd (or virtqemud)")
+    if last["outcome"] in ("refused", "held"):
+        refused = [f"{one['parameter']}, {one['cause'].replace('_', ' ')}" for one in last["refused"]] or ["earlier"]
+        return failed(f"a setting was refused: {refused[0]}", "see `virtksm status`; `virtksm retune` tries again")
+    if last["outcome"] == "yielded":
         return warned(
             f"it has yielded to another program that sets KSM{_likely_writer(facts)}",
             "stop that program, then `virtksm retune`",
         )
-    return passed(f"{'observes' if agent.outcome == 'observed' else 'serves'} {agent.uri}")
+    return passed(f"{'observes' if last['outcome'] == 'observed' else 'serves'} {agent['uri']}")
 
 
 def check_agent_boot(facts: Facts) -> Judgement:
@@ -72,7 +72,7 @@ def check_agent_boot(facts: Facts) -> Judgement:
 
 def check_agent_permission(facts: Facts) -> Judgement:
     here = facts.this_machine
-    if facts.agent_seen and facts.agent_seen.silence is None:
+    if facts.agent_seen and facts.agent_seen["libvirt"]["answers"]:
         return passed("the agent is connected")
     if "virtksm" not in read_users(here.root):
         raise DoesNotApply("there is no user virtksm")
@@ -89,14 +89,15 @@ def check_stranded(facts: Facts) -> Judgement:
     agent = facts.agent
     if agent is None:
         return _stranded_without_agent(facts)
-    if agent.is_stranded is None:
+    may_be, worst_percent = agent["stranded"]["possible"], agent["stranded"]["worst_core_percent"]
+    if may_be is None:
         raise CannotTell(
             "the agent does not know: no pass yet, and libvirt does not answer",
             "systemctl status libvirtd (or virtqemud)",
         )
-    if not agent.is_stranded:
+    if not may_be:
         return passed("no")
-    percent = "an unknown share" if agent.worst_core_percent is None else f"{agent.worst_core_percent:.0f} %"
+    percent = "an unknown share" if worst_percent is None else f"{worst_percent:.0f} %"
     return failed(
         f"ksmd may take {percent} of a core, and libvirt, which alone can slow it down, does not answer",
         "restart libvirt's daemon; meanwhile as root: echo 0 > /sys/kernel/mm/ksm/run",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from virtksm.agent.fifo import find_fault
@@ -18,33 +17,16 @@ from virtksm.store.state import StateFile
 from virtksm.tuning.ownership import HostState
 from virtksm.wiring import key_of
 
+Status = Mapping[str, Any]
+"""An agent's own, of the shape that the command asks for (docs/reference.md)."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSeen:
-    """An agent's own status (`virtksm status --json`).
-
-    `silence`: since when and why libvirt does not answer, None if it does. `outcome` is the last pass's, `refusal` why
-    a setting was refused, or empty. `other_processes_kib` is their memory that it counts, None if its policy does not;
-    `guests_unread` of its `guests` are those whose memory it could not read. `unmerged` are the UUIDs of those that
-    were unmerged while they run, `merging` of those that a command lets merge, `unswitched` says why others were not.
-    `rewriters` are the names of those that are to
-    be out as they rewrite what merges; why they are unknown, or empty.
-    """
-
-    uri: str
-    silence: str | None
-    is_stranded: bool | None
-    worst_core_percent: float | None
-    outcome: str | None
-    refusal: str
-    other_processes_kib: int | None = None
-    guests: int = 0
-    guests_unread: int = 0
-    unmerged: frozenset[str] = frozenset()
-    merging: frozenset[str] = frozenset()
-    unswitched: tuple[str, ...] = ()
-    rewriters: frozenset[str] = frozenset()
-    rewriters_unknown: str = ""
+NO_PASS: Status = {
+    "outcome": None,
+    "refused": (),
+    "sensed": {"guests": 0, "guests_unread": 0},
+    "decision": {"numbers": {"other_processes_kib": None}, "rewriters": ()},
+}
+NONE_SWITCHED: Status = {"unmerged": (), "merging": (), "failed": (), "rewriters_unknown": None}
 
 
 def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
@@ -56,28 +38,10 @@ def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[s
     return loaded.config, frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
 
 
-def see_agent(status: Mapping[str, Any]) -> AgentSeen:
-    """Take the facts from an agent's status, which has its shape (docs/reference.md)."""
-    libvirt, stranded, switched, last = (status[name] for name in ("libvirt", "stranded", "switched", "last_pass"))
-    error = f" ({libvirt['error']})" if libvirt["error"] else ""
-    silence = f"since {libvirt['silent_since']}, waiting for {libvirt['waiting_for']}{error}"
-    refused = last["refused"] if last else ()
-    return AgentSeen(
-        uri=status["uri"],
-        silence=None if libvirt["answers"] else silence,
-        is_stranded=stranded["possible"],
-        worst_core_percent=stranded["worst_core_percent"],
-        outcome=last and last["outcome"],
-        refusal=f"{refused[0]['parameter']}, {refused[0]['cause'].replace('_', ' ')}" if refused else "",
-        other_processes_kib=last and last["decision"]["numbers"]["other_processes_kib"],
-        guests=last["sensed"]["guests"] if last else 0,
-        guests_unread=last["sensed"]["guests_unread"] if last else 0,
-        unmerged=frozenset(one["uuid"] for one in switched["unmerged"]) if switched else frozenset(),
-        merging=frozenset(one["uuid"] for one in switched["merging"]) if switched else frozenset(),
-        unswitched=tuple(one["message"] for one in switched["failed"]) if switched else (),
-        rewriters=frozenset(last["decision"]["rewriters"]) if last else frozenset(),
-        rewriters_unknown=(switched and switched["rewriters_unknown"]) or "",
-    )
+def see_agent(status: Status) -> Status:
+    """Return an agent's status, where it has none with a pass that saw no guest, and with no guest switched."""
+    last, switched = status["last_pass"] or NO_PASS, status["switched"] or NONE_SWITCHED
+    return {**status, "last_pass": last, "switched": switched}
 
 
 def read_state(uri: str, paths: RuntimePaths, config: Config) -> tuple[HostState | CannotTell, tuple[str, ...]]:
