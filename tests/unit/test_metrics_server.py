@@ -158,8 +158,7 @@ def receive_all(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["9876", "localhost:9876", "127.0.0.1:0", "127.0.0.256:1", "::1:9876", "127.0.0.1:٣", "127.0.0.1:9876\n"],
+    "text", ["9876", "localhost:9876", "127.0.0.1:0", "127.0.0.256:1", "::1:9876", "127.0.0.1:٣", "127.0.0.1:9876\n"]
 )
 def test_what_is_no_address_is_told(text: str) -> None:
     assert parse_address("192.0.2.7:1") == ("192.0.2.7", 1)

@@ -143,11 +143,7 @@ def home(tmp_path: Path) -> Iterator[tuple[StatusAgent, list[str]]]:
 
 @pytest.mark.parametrize(
     ("changes", "code", "result"),
-    [
-        ({}, 5, "timed_out"),
-        ({"paused": True}, 6, "paused"),
-        ({"now": {**status()["now"], "ksm_run": 0}}, 7, "ksm_off"),
-    ],
+    [({}, 5, "timed_out"), ({"paused": True}, 6, "paused"), ({"now": {**status()["now"], "ksm_run": 0}}, 7, "ksm_off")],
 )
 def test_the_exit_code_says_how_it_ended(
     home: tuple[StatusAgent, list[str]], capsys: pytest.CaptureFixture[str], changes: Status, code: int, result: str

@@ -83,9 +83,7 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
         print_result(options, {**about, "steps": shown, "sums": sums.as_dict()}, ())
         return
     for row in chain(
-        head_rows(name, header, recorded, replayed),
-        step_rows(chosen, recorded_of, header.law),
-        sums_rows(sums),
+        head_rows(name, header, recorded, replayed), step_rows(chosen, recorded_of, header.law), sums_rows(sums)
     ):
         progress.clear()
         show([row])
