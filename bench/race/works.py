@@ -204,6 +204,7 @@ def churn(scale: Scale, *, rewrite_per_s: int) -> Work:
 
 
 def thrash(scale: Scale, *, rewrite_common_per_s: int) -> Work:
+    # So long that a fifth of flat out's merges is more than one of each page, without which nobody can know.
     common_mib = scale.memory_mib // 2
     lasts_s = common_mib * PAGES_PER_MIB / rewrite_common_per_s
 
@@ -272,7 +273,7 @@ def list_works(*, quick: bool) -> Mapping[str, Work]:
             twin(Scale(guests=1, memory_mib=384, every_s=0.0, length_s=25.0), filled_over_s=12),
             growth(Scale(guests=4, memory_mib=64, every_s=1.0, length_s=60.0), grow_mib_per_min=320, minutes=0.5),
             churn(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=40.0), rewrite_per_s=5000),
-            thrash(Scale(guests=4, memory_mib=128, every_s=1.0, length_s=40.0), rewrite_common_per_s=2048),
+            thrash(Scale(guests=4, memory_mib=128, every_s=1.0, length_s=100.0), rewrite_common_per_s=2048),
             stop(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=50.0)),
             linux(Scale(guests=3, memory_mib=384, every_s=2.0, length_s=60.0), own_mib=100),
             drift(Scale(guests=4, memory_mib=256, every_s=1.0, length_s=110.0), within_s=10, after_s=5, again_s=40),

@@ -206,7 +206,7 @@ def test_without_an_option_etc_and_its_drop_ins_are_read(tmp_path: Path) -> None
     script = """
     mount --bind "$1" /etc && "$2" config show --json && "$2" config path
     rm -r /etc/virtksm && "$2" config check && mkdir /etc/virtksm && touch /etc/virtksm/conf.d
-    "$2" config path 2>&1 || echo "ended with $?"
+    "$2" config path 2>/etc/fault || { echo "ended with $?" && cat /etc/fault; }
     """
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path), str(PROGRAM)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
@@ -217,7 +217,7 @@ def test_without_an_option_etc_and_its_drop_ins_are_read(tmp_path: Path) -> None
         "keepalive_s": (2, "/etc/virtksm/conf.d/10.toml"),
     }
     missing = ("/usr/lib/virtksm/virtksm.toml", "/etc/virtksm/virtksm.toml", *NO_DROP_INS)
-    listed, (fault, *_, code) = lines[:9], lines[9:]
+    listed, (code, fault, *_) = lines[:9], lines[9:]
     assert [" ".join(line.split()) for line in listed] == [
         "/usr/lib/virtksm/virtksm.toml missing",
         "/etc/virtksm/virtksm.toml read",

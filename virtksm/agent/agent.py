@@ -210,9 +210,6 @@ class Agent:
     async def _drop_connection(self, reason: str) -> None:
         self.reporter.disconnected(reason)
         self.passes.disconnect(LibvirtUnreachable(f"libvirt disconnected: {reason}"))
-        await self._disconnect()
-
-    async def _disconnect(self) -> None:
         await self.connection.close(self.configuration.in_force.call_timeout_s)
 
     async def _leave(self) -> ExitCode:
@@ -220,7 +217,7 @@ class Agent:
         self.reporter.stopping()
         code = await self._leave_settings(self.configuration.in_force, self.passes.cycle)
         try:
-            await self._disconnect()
+            await self.connection.close(self.configuration.in_force.call_timeout_s)
         except Exception as error:  # noqa: BLE001  # likewise
             self.reporter.task_crashed("closing the connection", error)
         return code

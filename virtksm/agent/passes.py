@@ -168,7 +168,10 @@ class Passes:
         try:
             report = await self.calls.run("pass", partial(cycle.run, triggers), config.call_timeout_s)
             report = self._listener.complete(report, config)
-            self._end(DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic()))
+            self.last = done = DonePass(report=report, config=config, heard_s=heard_s, ended_s=time.monotonic())
+            next_s = report.decision.next_pass_s
+            self._set_timer(None if next_s is None else done.ended_s + next_s)
+            self._listener.passed(done)
             for answer in answered:
                 if not answer.done():
                     answer.set_result(report)
@@ -182,12 +185,6 @@ class Passes:
         finally:
             _fail(answered, failure)
         self._set_timer(time.monotonic() + self.retry_s)  # after a lost connection, connecting brings its own pass
-
-    def _end(self, done: DonePass) -> None:
-        self.last = done
-        next_s = done.report.decision.next_pass_s
-        self._set_timer(None if next_s is None else done.ended_s + next_s)
-        self._listener.passed(done)
 
     def _set_timer(self, timer_s: float | None) -> None:
         self.coalescer = replace(self.coalescer, timer_s=timer_s)

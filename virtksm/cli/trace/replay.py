@@ -50,15 +50,7 @@ def run(options: argparse.Namespace) -> None:
         from virtksm.config.load import load
 
         base = load(options.config).config
-    with Progress(is_wanted=not options.json) as progress:
-        _replay(options, base, progress)
-
-
-def _replay(options: argparse.Namespace, base: Config | None, progress: Progress) -> None:
     name = printable(options.file)
-    lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
-    header = next(lines)
-    assert isinstance(header, Header), "parse_lines sees to it"
 
     def recorded_of(law: Law) -> Config:
         return read_law(law.policy, law.config, name)
@@ -66,27 +58,30 @@ def _replay(options: argparse.Namespace, base: Config | None, progress: Progress
     def replayed_of(law: Law) -> Config:
         return change_law(base or recorded_of(law), options.policy, options.changes)
 
-    recorded, replayed = recorded_of(header.law), replayed_of(header.law)
-    sums = Sums()
-    steps = replay(chain([header], lines), lambda law: make_policy(replayed_of(law)), sums)
-    chosen = steps if options.all else changing(steps)
-    if options.json:
-        shown = [step_values(step, recorded_of) for step in chosen]
-        about = {
-            "file": options.file,
-            "uri": header.uri,
-            "version": header.version,
-            "began_at": header.began,
-            "recorded": law_values(recorded),
-            "replayed": law_values(replayed),
-        }
-        print_result(options, {**about, "steps": shown, "sums": sums.as_dict()}, ())
-        return
-    for row in chain(
-        head_rows(name, header, recorded, replayed), step_rows(chosen, recorded_of, header.law), sums_rows(sums)
-    ):
-        progress.clear()
-        show([row])
+    with Progress(is_wanted=not options.json) as progress:
+        lines = parse_lines(progress.over(read_trace(options.file), trace_size(options.file), "replaying"), name)
+        header = next(lines)
+        assert isinstance(header, Header), "parse_lines sees to it"
+        recorded, replayed = recorded_of(header.law), replayed_of(header.law)
+        sums = Sums()
+        steps = replay(chain([header], lines), lambda law: make_policy(replayed_of(law)), sums)
+        chosen = steps if options.all else changing(steps)
+        if options.json:
+            values = {
+                "file": options.file,
+                "uri": header.uri,
+                "version": header.version,
+                "began_at": header.began,
+                "recorded": law_values(recorded),
+                "replayed": law_values(replayed),
+                "steps": [step_values(step, recorded_of) for step in chosen],
+            }
+            print_result(options, {**values, "sums": sums.as_dict()}, ())
+            return
+        steps_shown = step_rows(chosen, recorded_of, header.law)
+        for row in chain(head_rows(name, header, recorded, replayed), steps_shown, sums_rows(sums)):
+            progress.clear()
+            show([row])
 
 
 def changing(steps: Iterator[ReplayStep]) -> Iterator[ReplayStep]:

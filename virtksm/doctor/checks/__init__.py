@@ -85,15 +85,11 @@ SETTING = ("advisor", "libvirt_parameters", "permission", "sys_writable")
 
 
 def _judged(check: Check, facts: Facts) -> Judgement:
-    outcome = _asked(check, facts)
+    try:
+        outcome = check.judge(facts)
+    except CannotTell as doubt:
+        outcome = warned(f"cannot tell: {doubt}", doubt.remedy)
+    except DoesNotApply as reason:
+        outcome = info(str(reason))
     may_set = not facts.config.only_observes or not (check.group == "writers" or check.name in SETTING)
     return outcome if may_set or not outcome.remedy else info(f"{outcome.detail}; policy observe leaves KSM to others")
-
-
-def _asked(check: Check, facts: Facts) -> Judgement:
-    try:
-        return check.judge(facts)
-    except CannotTell as doubt:
-        return warned(f"cannot tell: {doubt}", doubt.remedy)
-    except DoesNotApply as reason:
-        return info(str(reason))

@@ -28,7 +28,7 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""What a batch may take, twice as long where its pages are dear: `echo 0 > run` waits for its end (chosen)."""
+"""What a batch may take, twice as long where its pages are expensive: `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
 """The least cost of a page when a batch is sized (measured: 0.3 to 7 microseconds)."""
 MAX_HOST_PERCENT = 25
