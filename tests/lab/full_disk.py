@@ -1,4 +1,4 @@
-"""No room on disks, no descriptor to spare: for this process alone, only within a `with`, as pytest writes files, too."""
+"""No room on disks, no descriptor to spare: for this process alone, only within a `with`, as pytest writes, too."""
 
 import resource
 from collections.abc import Iterator
