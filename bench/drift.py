@@ -87,12 +87,7 @@ def main(arguments: list[str]) -> int:
                 unit="GiB",
                 is_least=True,
             ),
-            Goal(
-                what="ksmd in an hour",
-                measured=cpu_s_per_hour(ours, scale),
-                limit=ADVISOR_CPU_S / 4,
-                unit="s",
-            ),
+            Goal(what="ksmd in an hour", measured=cpu_s_per_hour(ours, scale), limit=ADVISOR_CPU_S / 4, unit="s"),
             Goal(what="90 % of the slowest change", measured=max(waits), limit=12.0, unit="min"),
             Goal(
                 what="ksmd without any change",

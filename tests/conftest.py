@@ -1,7 +1,5 @@
 """What all tests share: the laboratory's fixtures, Hypothesis without deadlines (no test judges speed), signals."""
 
-from __future__ import annotations
-
 import os
 import signal
 

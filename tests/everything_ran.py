@@ -7,8 +7,6 @@ script/test runs the suite in two parts beside each other: `--part ksm` is all t
 other, `--part beside` is the rest; `--part kubernetes` is a run of its own. Each keeps its row for docs/tried.md.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections import Counter
 

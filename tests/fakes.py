@@ -11,11 +11,7 @@ from typing import Any
 from virtksm.errors import Cause, GuestVanished, SensingFailed, SettingsRefused, StateUnusable
 from virtksm.guests.choices import Choice
 from virtksm.guests.process import Backend, GuestMerging, GuestProcess, MergeableMemory, OtherProcess
-from virtksm.history.samples import (
-    MAX_EVENTS,
-    GuestEvent,
-    Sample,
-)
+from virtksm.history.samples import MAX_EVENTS, GuestEvent, Sample
 from virtksm.host.bounded import Waiting
 from virtksm.model.decision import Decision, Pause, Reason, Triggers
 from virtksm.model.snapshot import (

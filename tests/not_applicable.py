@@ -3,8 +3,6 @@
 tests/everything_ran.py lists them, and compares them with not_applicable.toml.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -3,8 +3,6 @@
 `python -m tests.tried` puts those rows into the document, each in the place of an earlier one of its run.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from datetime import UTC, datetime

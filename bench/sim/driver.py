@@ -65,12 +65,7 @@ def run_fixed(
 
 
 def run_policy(
-    host: SimHost,
-    policy: Policy[Any],
-    scenario: Scenario,
-    *,
-    until_s: float,
-    sample_every_s: float = 1.0,
+    host: SimHost, policy: Policy[Any], scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0
 ) -> Outcome:
     """Play the scenario under a policy, until `until_s` seconds after its beginning."""
     cycle = Cycle(

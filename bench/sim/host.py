@@ -146,9 +146,7 @@ class SimHost:
         trees = self.ksmd.trees
         return KsmState(
             settings=Settings(
-                pages_to_scan=self.ksmd.pages_to_scan,
-                sleep_millisecs=self.ksmd.sleep_millisecs,
-                merge_across_nodes=1,
+                pages_to_scan=self.ksmd.pages_to_scan, sleep_millisecs=self.ksmd.sleep_millisecs, merge_across_nodes=1
             ),
             pages_shared=trees.pages_shared,
             pages_sharing=trees.pages_sharing,

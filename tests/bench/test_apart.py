@@ -1,7 +1,5 @@
 """What keeps one test out of the next."""
 
-from __future__ import annotations
-
 import threading
 
 from tests.lab.fixtures import still_running

@@ -1,7 +1,5 @@
 """The report of claims: a line each, and the figures that they tell."""
 
-from __future__ import annotations
-
 import re
 from io import StringIO
 

@@ -1,7 +1,5 @@
 """The guard against tests left out, tried on small suites of its own in a pytest of their own."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The limits that guard against hanging, on a machine that says how much slower it is."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The laboratory itself: payload guests are exact to the page, and the private libvirtd is what it says."""
 
-from __future__ import annotations
-
 import os
 import select
 import subprocess

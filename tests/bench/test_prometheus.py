@@ -1,7 +1,5 @@
 """The benchmark of a Prometheus with many hosts: what it reads, and what it computes of that."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.prometheus import Load, along_the_line, counted

@@ -1,7 +1,5 @@
 """The race without a race: works that can be followed, figures of runs made up, goals, the table and the picture."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scenarios on the simulator: the product's cycle runs on it as on the real ports, and savings come out."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.sim.driver import FLAT_OUT, Event, run_fixed, run_policy

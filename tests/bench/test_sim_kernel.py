@@ -1,7 +1,5 @@
 """The simulator against the real ksmd: counters after each full scan of the same memory, which are exact."""
 
-from __future__ import annotations
-
 import os
 import re
 import time

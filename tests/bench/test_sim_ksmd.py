@@ -1,7 +1,5 @@
 """The simulated ksmd, case by case as mm/ksm.c has it; test_sim_kernel.py compares with the kernel."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.sim.costs import KsmdCosts, wakes_at_s

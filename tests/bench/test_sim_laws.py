@@ -1,7 +1,5 @@
 """What holds of the simulator whatever happens on the host: bounds, completeness, silence."""
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """The soak's judgement: what counts as flat."""
 
-from __future__ import annotations
-
 import pytest
 
 from bench.soak import Sample, judge, later, rise

@@ -1,7 +1,5 @@
 """The table of what was tried where: a run's row takes the place of its earlier one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -5,18 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.boot.inside import (
-    Claims,
-    claim,
-    claim_verdict,
-    ksm,
-    log,
-    report,
-    retune,
-    run,
-    start_guest,
-    wait,
-)
+from tests.boot.inside import Claims, claim, claim_verdict, ksm, log, report, retune, run, start_guest, wait
 from tests.boot.machine import installed
 
 SWAP = Path("/swap")

@@ -1,7 +1,5 @@
 """Why a connection cannot be opened: what the real libvirt reports for each cause, and the remedy that follows."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The port History: the fake and the file keep the same and fail in the same way; the file drops the oldest."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

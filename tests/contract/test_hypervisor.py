@@ -1,7 +1,5 @@
 """The port Hypervisor: the fake does what the real libvirt does with the real kernel, case by case."""
 
-from __future__ import annotations
-
 import mmap
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """The port LocalFacts: the fake and /proc agree on what a guest, a missing process and a missing file are."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

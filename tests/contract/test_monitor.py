@@ -1,7 +1,5 @@
 """The port Monitor: the fake does what a guest's real QEMU does behind the real libvirt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The port Switch: the fake and the file keep the same thing, and fail in the same way."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

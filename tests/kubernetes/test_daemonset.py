@@ -5,8 +5,6 @@ against Kubernetes' schemas and leaves it here as JSON. podman has no sidecars: 
 Kubernetes' order.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

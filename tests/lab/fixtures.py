@@ -10,6 +10,7 @@ import inspect
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -28,6 +29,8 @@ from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from virtksm.paths import RuntimePaths
+from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
 
 REPO = Path(__file__).resolve().parents[2]
@@ -148,6 +151,25 @@ def apart() -> Iterator[None]:
     structlog.reset_defaults()
     gc.enable()
     assert not left, f"threads of this test still run: {left}"
+
+
+@pytest.fixture
+def paths() -> Iterator[RuntimePaths]:
+    """Lend an agent's folders, where every user may enter, and a socket's path is short enough (108 characters)."""
+    with tempfile.TemporaryDirectory(prefix="vk", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
+        ensure_runtime(paths)
+        yield paths
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """Lend the socket at which systemd hears of a service."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(HANG_S)
+        yield listening
 
 
 def still_running(before: set[threading.Thread], within_s: float) -> list[str]:

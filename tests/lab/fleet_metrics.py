@@ -110,11 +110,7 @@ class Fleet:
         return [
             {
                 "targets": [address],
-                "labels": {
-                    "__metrics_path__": f"/{number}",
-                    "instance": host.name,
-                    "cluster": self.cluster_of(number),
-                },
+                "labels": {"__metrics_path__": f"/{number}", "instance": host.name, "cluster": self.cluster_of(number)},
             }
             for number, host in enumerate(self.hosts)
         ]

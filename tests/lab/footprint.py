@@ -39,12 +39,7 @@ def read_footprint(pid: int) -> Footprint:
     (rss_kib,) = re.findall(r"^VmRSS:\s+(\d+) kB$", (proc / "status").read_text(encoding="utf-8"), re.MULTILINE)
     held = sorted(_read_held(proc / "fd"))
     others = tuple(one for one in held if not re.fullmatch(r"/proc/\d+/statm", one))
-    return Footprint(
-        held=others,
-        processes=len(held) - len(others),
-        threads=count_threads(pid),
-        rss_kib=int(rss_kib),
-    )
+    return Footprint(held=others, processes=len(held) - len(others), threads=count_threads(pid), rss_kib=int(rss_kib))
 
 
 def count_threads(pid: int) -> int:

@@ -1,21 +1,27 @@
-"""A disk without room, for this process alone and only within a `with`: pytest's own output may be a file, too."""
+"""No room on disks, no descriptor to spare: for this process alone, only within a `with`, as pytest writes, too."""
 
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from tests.fakes import FakeStore, FakeSwitch
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """Let this process, also as root, write no byte to any file (RLIMIT_FSIZE): OSError, File too large."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+def nothing_left(limit: int) -> Iterator[None]:
+    """Leave this process, also as root, nothing of what setrlimit limits."""
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (0, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(limit, (soft, hard))
+
+
+full_disk = partial(nothing_left, resource.RLIMIT_FSIZE)
+"""No byte can be written to any file: OSError, File too large."""
+no_more_descriptors = partial(nothing_left, resource.RLIMIT_NOFILE)
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """The page for Cockpit as files: whole."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

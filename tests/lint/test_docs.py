@@ -1,7 +1,5 @@
 """The documents: what they link to, name and take from the program is there."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

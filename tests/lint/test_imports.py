@@ -3,8 +3,6 @@
 What it does at run time is tested with /sys mounted read-only (tests/real/test_agent_conflict.py).
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

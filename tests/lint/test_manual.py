@@ -1,7 +1,5 @@
 """Man pages and completion: they name all that the program offers, and bash completes by them."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

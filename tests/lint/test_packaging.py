@@ -1,7 +1,5 @@
 """What is declared once must be true everywhere: the pins fit pyproject.toml, packages take all, the program starts."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Configuration, rules and dashboards in conf/: promtool's verdict, and every metric in them is one of ours."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The systemd units, polkit rules and their kin in conf/: systemd's own verdict, and what must not get lost."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

@@ -91,11 +91,7 @@ def test_it_is_never_more_than_was_split_nor_than_guests_lack_and_goes_with_them
             freed = replace(freed, pages_scanned=10**9) if freed else None  # what it has counted until then
         world = take(world, step)
         unread = {name for name, kib in step.grown_kib.items() if kib is None}
-        snapshot = world.snapshot(
-            unread,
-            swap_free_kib=step.swap_free_kib,
-            pages_to_scan=step.pages_to_scan,
-        )
+        snapshot = world.snapshot(unread, swap_free_kib=step.swap_free_kib, pages_to_scan=step.pages_to_scan)
         if not step.tells:
             snapshot = replace(snapshot, ksm=replace(snapshot.ksm, thp_underused_split_page=None))
         bound_kib += step.split * HUGE_PAGE_KIB

@@ -20,13 +20,7 @@ from virtksm.errors import SensingFailed, StateUnusable
 from virtksm.host.guest_processes import is_named, parse_guest_group, parse_guest_uuid
 from virtksm.host.local_facts import ProcFacts, parse_choice, parse_meminfo, parse_vmstat
 from virtksm.host.other_processes import parse_group, parse_groups
-from virtksm.host.proc_files import (
-    parse_counter,
-    parse_memory_kib,
-    parse_owner,
-    parse_process_ksm,
-    parse_stat,
-)
+from virtksm.host.proc_files import parse_counter, parse_memory_kib, parse_owner, parse_process_ksm, parse_stat
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_MAXIMUM, PARAMETERS, Guest
 from virtksm.paths import RuntimePaths

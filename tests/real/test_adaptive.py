@@ -15,14 +15,7 @@ from tests.lab.fixtures import GuestFactory
 from tests.lab.hang import HANG_S
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, find_ksmd, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import (
-    QEMUS_OWN_BYTES,
-    SWEEPING_LAW,
-    UNSETTLED_LAW,
-    AgentFactory,
-    AgentHome,
-    Line,
-)
+from tests.real.agent_process import QEMUS_OWN_BYTES, SWEEPING_LAW, UNSETTLED_LAW, AgentFactory, AgentHome, Line
 from virtksm.values import replace
 
 pytestmark = pytest.mark.real

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -222,14 +221,6 @@ async def test_a_list_that_passes_go_without_is_told_as_libvirt_s_silence(bench:
         await lives(bench)
         libvirt = (await bench.ask("status"))["status"]["libvirt"]
         assert (libvirt["answers"], libvirt["waiting_for"]) == (False, "a list of the guests")
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(HANG_S)
-        yield listening
 
 
 def fill(address: str) -> None:

@@ -157,8 +157,7 @@ def test_a_guest_that_was_unmerged_is_exposed_no_longer() -> None:
     assert exposed([VAULT, other], known, ["*"], {VAULT.key}) == ("other",)
 
 
-def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(tmp_path: Path) -> None:
-    paths = RuntimePaths(str(tmp_path / "run"))
+def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(paths: RuntimePaths) -> None:
     file, other = ChoiceFile(paths), ChoiceFile(paths)
     assert file.read() == {}
     file.note("u", BEGUN)
@@ -173,8 +172,7 @@ def test_the_file_keeps_what_was_chosen_and_gives_it_up_only_to_who_knows_it(tmp
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2, "guests": {}}', '{"schema": 1, "guests": {"u": {}}}'])
-def test_a_file_that_is_not_understood_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
-    paths = RuntimePaths(str(tmp_path / "run"))
+def test_a_file_that_is_not_understood_is_an_error_with_a_remedy(paths: RuntimePaths, text: str) -> None:
     file = ChoiceFile(paths)
     file.note("u", OURS)
     path = Path(paths.host_choices("local"))

@@ -191,9 +191,6 @@ def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize(
-    ("kib", "text"),
-    [(None, "unknown"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB")],
-)
+@pytest.mark.parametrize(("kib", "text"), [(None, "unknown"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB")])
 def test_memory_is_told_in_the_unit_that_fits(kib: int | None, text: str) -> None:
     assert format_kib(kib) == text

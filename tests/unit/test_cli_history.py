@@ -1,9 +1,8 @@
 """Where a command reads the history: from the agent that serves the host, else from the file."""
 
 import argparse
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,10 @@ from virtksm.values import replace
 
 
 @pytest.fixture
-def options() -> Iterator[argparse.Namespace]:
-    with tempfile.TemporaryDirectory(prefix="vm", dir="/tmp") as folder:
-        config = Path(folder) / "virtksm.toml"
-        config.write_text("", encoding="ascii")
-        paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
-        Path(paths.agent_dir).mkdir(parents=True)
-        named = ["--config", str(config), "--runtime-dir", paths.root, "--state-dir", paths.state_dir]
-        yield parse([*named, "status"])
+def options(paths: RuntimePaths) -> argparse.Namespace:
+    config = Path(paths.root) / "virtksm.toml"
+    config.touch()
+    return parse(["--config", str(config), "--runtime-dir", paths.root, "--state-dir", paths.state_dir, "status"])
 
 
 def beside(options: argparse.Namespace, handle: Handler) -> StandIn:

@@ -182,11 +182,7 @@ def test_every_fault_of_every_file_is_reported_at_once(layers: Layers) -> None:
         ("coalesce = 1", "coalesce", "did you mean coalesce_ms?"),
         ("ON_EXIT = 'idle'", "ON_EXIT", "did you mean on_exit?"),
         ("npages_max = 1", "npages_max", "did you mean ksmtuned.npages_max?"),
-        (
-            "[ksmtuned]\nlog_level = 'info'",
-            "ksmtuned.log_level",
-            "did you mean log_level, which belongs above the first [table]?",
-        ),
+        ("[ksmtuned]\nhost = 'auto'", "ksmtuned.host", "did you mean host, which belongs above the first [table]?"),
         ("[ksmtune]\nnpages_max = 1", "ksmtune", "did you mean [ksmtuned]?"),
         ("[virtksm]\n", "virtksm", "remove it; `virtksm config show` lists all keys"),
         ("'ksmtuned.npages_max' = 1", "'ksmtuned.npages_max'", "did you mean ksmtuned.npages_max?"),

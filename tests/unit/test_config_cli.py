@@ -116,16 +116,8 @@ TUNED = "KSM_NPAGES_MAX=2000\nKSM_NPAGES_MIN=3000\nKSM_THRES_COEF=30\nDEBUG=1\nK
 @pytest.mark.parametrize(
     ("policy", "taken", "left_out"),
     [
-        (
-            "ksmtuned",
-            {"policy": "ksmtuned", "ksmtuned": {"thres_coef": 30, "sleep_msec": 20}},
-            ["line 4", "ksmtuned.npages_min"],
-        ),
-        (
-            "adaptive",
-            {"adaptive": {"reserve_percent": 30}},
-            ["line 4", "ksmtuned.npages_min", "ksmtuned.sleep_msec = 20 has no counterpart"],
-        ),
+        ("ksmtuned", {"policy": "ksmtuned", "ksmtuned": {"thres_coef": 30, "sleep_msec": 20}}, []),
+        ("adaptive", {"adaptive": {"reserve_percent": 30}}, ["ksmtuned.sleep_msec = 20 has no counterpart"]),
     ],
 )
 def test_import_writes_a_valid_file_and_ends_with_1_where_something_is_left_out(
@@ -137,7 +129,7 @@ def test_import_writes_a_valid_file_and_ends_with_1_where_something_is_left_out(
     out, err = capsys.readouterr()
     assert out.startswith(f"{target}: written: ")
     notes = [line.removeprefix(f"virtksm: warning: {source}: left out: ") for line in err.splitlines()]
-    assert [note.partition(":")[0] for note in notes] == left_out
+    assert [note.partition(":")[0] for note in notes] == ["line 4", "ksmtuned.npages_min", *left_out]
     text = target.read_text()
     assert [line.removeprefix("# Note: ") for line in text.splitlines() if line.startswith("# Note")] == notes
     assert tomllib.loads(text) == taken

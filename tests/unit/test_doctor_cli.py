@@ -1,7 +1,6 @@
 """`virtksm doctor` as people and programs see it: lines, colours, exit codes, JSON, other machines."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -142,11 +141,9 @@ def test_a_driver_without_ksm_is_told_by_libvirts_own_test_driver() -> None:
         (b"", "does not answer"),
     ],
 )
-def test_an_agent_that_talks_nonsense_is_unknown(answer: bytes, why: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="vd", dir="/tmp") as folder:
-        paths = RuntimePaths(folder, folder)
-        with listening(Path(paths.control_socket), answer):
-            seen = ask_about(paths)
+def test_an_agent_that_talks_nonsense_is_unknown(paths: RuntimePaths, answer: bytes, why: str) -> None:
+    with listening(Path(paths.control_socket), answer):
+        seen = ask_about(paths)
     assert isinstance(seen, CannotTell)
     assert why in str(seen)
 

@@ -135,10 +135,7 @@ def test_only_what_declares_the_switch_keeps_ksm_off() -> None:
         ({"throughput/script.sh": "disable_ksm\n"}, "throughput/script.sh"),
         ({"throughput/script.sh": "# ksm is left alone\n"}, None),
         ({"throughput/tuned.conf": "[main]\ninclude=virtual-host,../../etc\n", "other/tuned.conf": "ksm"}, None),
-        (
-            {"throughput/tuned.conf": "[main]\ninclude=${f:virt_check:guest:bare}\n", "bare/tuned.conf": "x=ksm\n"},
-            "bare/tuned.conf",
-        ),
+        ({"throughput/tuned.conf": "[main]\ninclude=${f:virt_check:a:b}\n", "b/tuned.conf": "x=ksm\n"}, "b/tuned.conf"),
     ],
 )
 def test_a_profile_is_read_with_what_it_includes(files_of: dict[str, str], found: str | None) -> None:

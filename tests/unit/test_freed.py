@@ -16,12 +16,7 @@ SWAPPING = replace(HOST, swap_free_kib=900 * MIB)
 TOLD = {"pages_scanned": 1000, "ksm_zero_pages": 0, "thp_split_page": 10, "thp_underused_split_page": 2}
 
 
-def seen(
-    *rss_mib: int | None,
-    host: HostMemory = HOST,
-    pages_to_scan: int = 100,
-    **counters: int,
-) -> Snapshot:
+def seen(*rss_mib: int | None, host: HostMemory = HOST, pages_to_scan: int = 100, **counters: int) -> Snapshot:
     """Return a snapshot of guests with so much resident memory; counters are what they have grown by."""
     told: dict[str, Any] = {name: value + counters.get(name, 0) for name, value in TOLD.items()}
     return Snapshot(

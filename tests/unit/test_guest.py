@@ -18,7 +18,6 @@ from virtksm.host.proc_files import parse_smaps
 from virtksm.model.snapshot import Guest, HostMemory, KsmState
 from virtksm.paths import RuntimePaths
 from virtksm.store.choices import ChoiceFile
-from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
 
 MIB = 1024
@@ -129,12 +128,10 @@ def test_what_is_chosen_names_the_run_that_was_found_and_is_saved_before_and_aft
 
 
 def test_an_agent_that_cannot_hear_of_what_was_chosen_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = RuntimePaths(str(tmp_path / "run"))
     done = Choice(name="one", process="1/1", merge=False, why=COMMAND, at_s=1.0, is_done=True)
     answers: list[dict[str, object]] = [{"ok": False, "error": "libvirt hangs"}, {"ok": True, "pass": {}}]
-    ensure_runtime(paths)
 
     async def answer(_request: Mapping[str, object]) -> dict[str, object]:
         return answers.pop(0)

@@ -9,14 +9,7 @@ import pytest
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock
 from virtksm.host.bounded import Wait
-from virtksm.host.guest_processes import (
-    HIDDEN,
-    MAX_PAUSE_S,
-    MIN_PAUSE_S,
-    GuestSearch,
-    is_named,
-    parse_guest_group,
-)
+from virtksm.host.guest_processes import HIDDEN, MAX_PAUSE_S, MIN_PAUSE_S, GuestSearch, is_named, parse_guest_group
 from virtksm.host.proc_files import LimitedReads, Result, identify
 from virtksm.model.snapshot import Guest
 

@@ -142,11 +142,7 @@ def test_its_ram_is_shared_as_qemu_maps_it(backing: str, is_shared: bool) -> Non
 
 @pytest.mark.parametrize(
     ("access", "cells", "is_shared"),
-    [
-        ("private", ["shared", "shared"], True),
-        ("shared", ["shared", None], True),
-        ("shared", ["private"], False),
-    ],
+    [("private", ["shared", "shared"], True), ("shared", ["shared", None], True), ("shared", ["private"], False)],
 )
 def test_a_numa_cell_overrules_the_access_of_all(access: str, cells: list[str | None], is_shared: bool) -> None:
     written = "".join("<cell/>" if cell is None else f"<cell memAccess='{cell}'/>" for cell in cells)

@@ -78,12 +78,7 @@ def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_and_freed_memor
 
 
 amounts = st.integers(0, 2**40)
-needs = st.builds(
-    GuestNeed,
-    held_kib=st.none() | amounts,
-    max_kib=st.none() | amounts,
-    swapped_kib=amounts,
-)
+needs = st.builds(GuestNeed, held_kib=st.none() | amounts, max_kib=st.none() | amounts, swapped_kib=amounts)
 hosts = st.builds(
     Host,
     available_kib=amounts,

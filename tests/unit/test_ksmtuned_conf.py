@@ -63,16 +63,7 @@ ODD = (
 
 def generated_file(rng: random.Random, notations: tuple[list[str], ...]) -> str:
     """Return a file of harmless shell: assignments, and what a reader may stumble over between them."""
-    between = [
-        "",
-        "",
-        "# it's",
-        "#KSM_NPAGES_MAX=9",
-        "  # \\",
-        "LOGFILE='a # b'",
-        "DEBUG=1",
-        'X="it\'s"',
-    ]
+    between = ["", "", "# it's", "#KSM_NPAGES_MAX=9", "  # \\", "LOGFILE='a # b'", "DEBUG=1", 'X="it\'s"']
     lines = []
     for _ in range(rng.randint(1, 6)):
         name = rng.choice(list(OURS))

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import resource
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TextIO
 import pytest
 import structlog
 
+from tests.lab.full_disk import no_more_descriptors
 from tests.lab.hang import HANG_S
 from virtksm.log_setup import MAX_WAITING, LineQueue, choose_format, configure
 
@@ -157,14 +157,10 @@ def test_without_a_descriptor_to_spare_an_entry_is_lost_and_not_the_log(tmp_path
         line_queue(stream, journal=str(tmp_path / "journald")) as lines,
     ):
         configure("info", "journal", stream=lines)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
-        try:
+        with no_more_descriptors():
             say(1)
             while lines._waiting:
                 pass
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         say(2)
         assert b"VIRTKSM_NUMBER=2\n" in journald.recv(1 << 16)
 

@@ -148,10 +148,7 @@ def test_a_pool_of_huge_pages_is_no_memory_to_be_short_of_and_its_guests_cannot_
     assert headroom.growth_kib == 0
     assert headroom.room_kib.safe == headroom.room_kib.at_ratio == 50 * GIB - 56 * GIB // 5
     assert notes == ["200.0 GiB of the host's 256.0 GiB are a pool of huge pages: neither total nor available"]
-    assert place.doctor("huge_page_pool") == (
-        "PASS",
-        "200.0 GiB, 0.0 MiB unused: guests outside of it share 56.0 GiB",
-    )
+    assert place.doctor("huge_page_pool") == ("PASS", "200.0 GiB, 0.0 MiB unused: guests outside of it share 56.0 GiB")
 
 
 def test_a_host_that_is_all_pool_is_not_half_short_of_memory(place: Place) -> None:
@@ -210,10 +207,7 @@ def test_the_limit_of_the_guests_group_is_all_there_is_for_them(place: Place) ->
     headroom, notes = place.headroom()
     assert headroom.room_kib.unmerged == 0
     assert notes == ["the guests' control group is limited to 100.0 GiB"]
-    assert place.doctor("memory_limits") == (
-        "PASS",
-        "guests may have 100.0 GiB together, 10.0 GiB of it are left",
-    )
+    assert place.doctor("memory_limits") == ("PASS", "guests may have 100.0 GiB together, 10.0 GiB of it are left")
     limit(place, high_gib=100, used_gib=20, cache_gib=5)
     assert not place.need().engaged
 

@@ -155,11 +155,7 @@ def test_what_changes_is_told_to_whoever_waits_for_it() -> None:
 # The exposition
 
 
-HOSTILE = [
-    '"} 1\nvirtksm_up 0',
-    "lone \udc80 surrogate",
-    "".join(map(chr, range(256))),
-]
+HOSTILE = ['"} 1\nvirtksm_up 0', "lone \udc80 surrogate", "".join(map(chr, range(256)))]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

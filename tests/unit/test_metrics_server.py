@@ -1,15 +1,15 @@
 """The agent's web server on real sockets: one page, and nobody who can keep it from others."""
 
 import asyncio
-import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.lab.full_disk import no_more_descriptors
 from tests.lab.hang import HANG_S
 from virtksm.agent.metrics.server import MAX_BYTES, MAX_CLIENTS, bind, parse_request, serve
 from virtksm.config.schema import parse_address
@@ -138,16 +138,6 @@ async def test_who_keeps_the_agents_descriptors_short_is_waited_for() -> None:
             assert PAGE in await asyncio.to_thread(receive_all, client)
 
 
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def receive_all(client: socket.socket) -> bytes:
     """Return what comes until the server has no more, or breaks off."""
     text = b""
@@ -158,8 +148,7 @@ def receive_all(client: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["9876", "localhost:9876", "127.0.0.1:0", "127.0.0.256:1", "::1:9876", "127.0.0.1:٣", "127.0.0.1:9876\n"],
+    "text", ["9876", "localhost:9876", "127.0.0.1:0", "127.0.0.256:1", "::1:9876", "127.0.0.1:٣", "127.0.0.1:9876\n"]
 )
 def test_what_is_no_address_is_told(text: str) -> None:
     assert parse_address("192.0.2.7:1") == ("192.0.2.7", 1)

@@ -107,11 +107,7 @@ def test_ksm_that_was_off_stays_off(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failing", "steps"),
-    [
-        ("unmerge", ["unmerge"]),
-        ("set 0", ["unmerge", "retune", "set 0", ON, "retune"]),
-    ],
+    ("failing", "steps"), [("unmerge", ["unmerge"]), ("set 0", ["unmerge", "retune", "set 0", ON, "retune"])]
 )
 def test_after_a_failure_ksm_is_on(kernel: Kernel, failing: str, steps: list[str]) -> None:
     kernel.failing = (failing,)

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -199,9 +198,8 @@ class Home:
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path has at most 108 characters
-        yield Home(Path(folder))
+def home(paths: RuntimePaths) -> Home:
+    return Home(Path(paths.root).parent)
 
 
 def test_without_libvirt_the_switch_is_turned_all_the_same_and_that_is_said(
@@ -401,22 +399,18 @@ def test_an_agent_may_start_while_a_restore_waits_for_libvirt(home: Home) -> Non
 @pytest.mark.real  # as root: it becomes nobody
 @pytest.mark.parametrize("state", ["pause", "resume", "never made"])
 @pytest.mark.parametrize("op", ["pause", "resume"])
-def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(op: str, state: str) -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as made:
-        folder = Path(made)
-        folder.chmod(0o755)
-        home = Home(folder)
-        if state != "never made":
-            home.switch.turn_off()
-        if state == "resume":
-            home.switch.turn_on()
-        before = home.switch.read()
-        arguments = home.arguments(op, "--connect", URI)
-        done = run_as_nobody(*arguments)
-        assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
-        command = shlex.join(["sudo", "virtksm", *arguments])
-        assert done.stderr == f"virtksm: error: only root may do this\nhint: {command}\n"
-        assert home.switch.read() == before
+def test_nobody_is_told_that_only_root_may_and_nothing_is_turned(home: Home, op: str, state: str) -> None:
+    if state != "never made":
+        home.switch.turn_off()
+    if state == "resume":
+        home.switch.turn_on()
+    before = home.switch.read()
+    arguments = home.arguments(op, "--connect", URI)
+    done = run_as_nobody(*arguments)
+    assert (done.returncode, done.stdout) == (ExitCode.FAILED, "")
+    command = shlex.join(["sudo", "virtksm", *arguments])
+    assert done.stderr == f"virtksm: error: only root may do this\nhint: {command}\n"
+    assert home.switch.read() == before
 
 
 def test_an_agent_without_libvirt_turns_its_hosts_switch_and_says_that_no_pass_was_possible(tmp_path: Path) -> None:

@@ -16,13 +16,7 @@ from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProce
 from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy, backlog_text
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.full_scans import (
-    BATCH_S,
-    CAUTIOUS_PAGE_COST_S,
-    FED_SLEEPS_MS,
-    SLACK_S,
-    begin_full_scan,
-)
+from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_PAGE_COST_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.state import (
     AdaptiveState,

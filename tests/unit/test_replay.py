@@ -201,18 +201,10 @@ def test_the_keys_of_adaptive_are_those_of_observe_too() -> None:
         (None, "adaptive.engage", "--set: adaptive.engage: has no value; write adaptive.engage=VALUE"),
         (None, "adaptive.engage=perhaps", "--set: adaptive.engage: is 'perhaps'; use one of"),
         (None, f"adaptive.settle_s={'9' * 5000}", "--set: adaptive.settle_s: is '999"),
-        (
-            None,
-            "adaptive.exclude_rewriters=1",
-            "--set: adaptive.exclude_rewriters: is '1', not true or false; use true",
-        ),
+        (None, "adaptive.exclude_rewriters=1", "--set: adaptive.exclude_rewriters: is '1', not true or false; use"),
         (None, "adaptive.settle_s=4000", "--set: adaptive.settle_s: is 4000, out of range; use 0..3600 s"),
         (None, "ksmtuned.npages_max=9", "--set: ksmtuned.npages_max: is no key of the policy adaptive; leave it out"),
-        (
-            None,
-            "policy=ksmtuned",
-            "--set: policy: is no key of the policy adaptive; leave it out, or choose another --p",
-        ),
+        (None, "policy=ksmtuned", "--set: policy: is no key of the policy adaptive; leave it out, or choose another"),
         ("ksmtuned", "ksmtuned.npages_max=9", "--set: ksmtuned.npages_min: 64 is more than ksmtuned.npages_max, 9"),
     ],
 )

@@ -15,14 +15,7 @@ import pytest
 from tests.lab.hang import HANG_S
 from tests.lab.stand_in import let_all_end
 from virtksm.agent.control_client import MAX_LINE, ask
-from virtksm.agent.sockets import (
-    MAX_CLIENTS,
-    ControlServer,
-    Handler,
-    bind_socket,
-    peer_uid,
-    remove_socket,
-)
+from virtksm.agent.sockets import MAX_CLIENTS, ControlServer, Handler, bind_socket, peer_uid, remove_socket
 
 SHORT_S = 0.05
 MUCH = 10_000_000

@@ -4,11 +4,9 @@ import asyncio
 import grp
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,7 +20,6 @@ from virtksm.agent.control_client import ask
 from virtksm.agent.sockets import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, StatusSocket, bind_for_group, bind_socket
 from virtksm.errors import ConfigError
 from virtksm.paths import RuntimePaths
-from virtksm.store.files import ensure_runtime
 
 GROUP, OTHER_GROUP = "daemon", "bin"
 GID = grp.getgrnam(GROUP).gr_gid
@@ -51,16 +48,6 @@ for _ in range(1000):
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def paths() -> Iterator[RuntimePaths]:
-    folder = Path(tempfile.mkdtemp(prefix="vs", dir="/tmp"))  # where everybody may enter
-    folder.chmod(0o755)
-    paths = RuntimePaths(str(folder / "run"))
-    ensure_runtime(paths)
-    yield paths
-    shutil.rmtree(folder)
 
 
 async def echo(request: Mapping[str, object]) -> dict[str, object]:

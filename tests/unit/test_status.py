@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,6 @@ def shown(facts: AgentFacts, **changes: object) -> dict[str, Any]:
     return {**answer, **history, **changes}
 
 
-@pytest.fixture
-def paths() -> Iterator[RuntimePaths]:
-    with tempfile.TemporaryDirectory(prefix="vs", dir="/tmp") as folder:
-        paths = RuntimePaths(folder)
-        Path(paths.agent_dir).mkdir()
-        yield paths
-
-
 def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
     paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +192,7 @@ def test_any_request_is_answered_without_a_connection(request: dict[str, object]
 def test_without_an_agent_it_says_what_can_be_seen_and_keeps_nothing(
     paths: RuntimePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--runtime-dir", paths.root, "--state-dir", f"{paths.root}/lib", "status", "--connect", "qemu:///system"]
+    command = ["--runtime-dir", paths.root, "--state-dir", paths.state_dir, "status", "--connect", "qemu:///system"]
     assert main([*command, "--json"]) == ExitCode.FAILED
     told = json.loads(capsys.readouterr().out)
     assert (told["agent"], told["uri"], told["policy"]) == (False, "qemu:///system", "adaptive")
@@ -223,9 +214,7 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
 
 
 def test_who_may_not_ask_sees_what_everybody_may_and_how_to_see_more(paths: RuntimePaths) -> None:
-    Path(paths.root).chmod(0o755)
-    Path(paths.agent_dir).chmod(0o750)
-    folders = ["--runtime-dir", paths.root, "--state-dir", f"{paths.root}/lib"]
+    folders = ["--runtime-dir", paths.root, "--state-dir", paths.state_dir]
     done = run_as_nobody(*folders, "status", "--connect", "qemu:///system")
     assert (done.returncode, done.stderr) == (ExitCode.FAILED, "")
     first, *others = done.stdout.splitlines()

@@ -67,6 +67,7 @@ def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() ->
 
 IDLING = {"pages_to_scan": 0, "sleep_millisecs": 10_000, "merge_across_nodes": 1}
 SCAN = {"done_kib": 46_080, "total_kib": 102_400, "left_s": 2.4}
+ZERO_PAGES_ALONE = "only for zero pages (redhat_only_zero_pages)"
 BAR = "█████████░░░░░░░░░░░"
 
 
@@ -75,10 +76,7 @@ BAR = "█████████░░░░░░░░░░░"
     [
         ({}, ("", "on, scanning 400 pages every 10 ms")),
         ({"now": now(settings=IDLING)}, ("", "on, idle")),
-        (
-            {"now": now(settings=IDLING, redhat_only_zero_pages=1)},
-            ("", "on, only for zero pages (redhat_only_zero_pages), idle"),
-        ),
+        ({"now": now(redhat_only_zero_pages=1, settings=IDLING)}, ("", f"on, {ZERO_PAGES_ALONE}, idle")),
         ({"full_scan": SCAN}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 2 s left")),
         ({"full_scan": {**SCAN, "left_s": 0.1}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB, 1 s left")),
         ({"full_scan": {**SCAN, "left_s": None}}, ("", f"on, scanning {BAR} 45 % of 100.0 MiB")),

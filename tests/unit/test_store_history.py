@@ -15,13 +15,7 @@ from tests.lab.hostile_agent import PLANTED_HISTORIES, plant_history
 from virtksm.errors import StateUnusable
 from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS
 from virtksm.store import history as history_file
-from virtksm.store.history import (
-    MAX_ASIDE,
-    MAX_BYTES,
-    MAX_DECISION_CHARACTERS,
-    SCHEMA,
-    HistoryFile,
-)
+from virtksm.store.history import MAX_ASIDE, MAX_BYTES, MAX_DECISION_CHARACTERS, SCHEMA, HistoryFile
 from virtksm.values import replace
 
 NOBODY = 65534

@@ -17,15 +17,7 @@ from virtksm.errors import AlreadyRunning, StateUnusable
 from virtksm.model.snapshot import MAXIMA
 from virtksm.paths import RuntimePaths
 from virtksm.store import files
-from virtksm.store.files import (
-    PIECE_BYTES,
-    ensure_folder,
-    locked,
-    open_lock,
-    read_all,
-    read_file,
-    replace_file,
-)
+from virtksm.store.files import PIECE_BYTES, ensure_folder, locked, open_lock, read_all, read_file, replace_file
 from virtksm.store.state import MAX_CHARACTERS, StateFile, dump_host_state, parse_host_state
 from virtksm.tuning.freed import Freed
 from virtksm.tuning.ownership import HostState, Ownership

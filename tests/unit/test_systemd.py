@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,14 +9,6 @@ import pytest
 
 from tests.lab.hang import HANG_S
 from virtksm.host.systemd import Notifier, libvirt_daemon, show_units
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.settimeout(HANG_S)
-        yield listening
 
 
 def test_it_sends_one_datagram_of_lines_and_no_value_smuggles_in_another(manager: socket.socket) -> None:

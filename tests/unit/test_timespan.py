@@ -9,10 +9,7 @@ from virtksm.cli.main import main
 from virtksm.cli.timespan import DAY_S, YEAR_S, in_words, timespan
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("0", 0), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 2 * DAY_S)],
-)
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2d", 2 * DAY_S)])
 def test_a_time_is_a_number_of_seconds_or_has_a_unit(text: str, seconds: float) -> None:
     assert timespan(0, YEAR_S)(text) == seconds
 

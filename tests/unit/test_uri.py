@@ -26,10 +26,7 @@ def test_a_host_or_a_transport_that_may_lead_to_one_is_not_this_machines(uri: st
     assert (host_key(uri, local=is_local(uri)) == "local") == is_here
 
 
-@given(
-    st.sampled_from(["qemu", "qemu+unix", "qemu+ssh", "ch", "test"]),
-    st.text(alphabet="/?#@:.-=+ab1", max_size=12),
-)
+@given(st.sampled_from(["qemu", "qemu+unix", "qemu+ssh", "ch", "test"]), st.text(alphabet="/?#@:.-=+ab1", max_size=12))
 def test_it_splits_uris_as_the_standard_library_does(scheme: str, rest: str) -> None:
     parts = urlsplit(f"{scheme}:{rest}")
     assert is_local(f"{scheme}:{rest}") is (parts.scheme in ("qemu", "qemu+unix", "ch", "test") and not parts.netloc)

@@ -22,7 +22,6 @@ from virtksm.model.current import after_pass
 from virtksm.model.snapshot import IDLE
 from virtksm.paths import RuntimePaths
 from virtksm.policy.rules import MEANINGS
-from virtksm.store.files import ensure_runtime
 
 TWINS = Path(__file__).parents[1] / "traces" / "twins.jsonl"
 Status = dict[str, Any]
@@ -133,21 +132,15 @@ def test_an_agent_at_rest_is_asked_once_what_it_would_do_now_and_its_timer_is_no
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[tuple[StatusAgent, list[str]]]:
+def home(paths: RuntimePaths) -> Iterator[tuple[StatusAgent, list[str]]]:
     """Lend an agent's stand-in, and the options that lead to it."""
-    paths = RuntimePaths(str(tmp_path))
-    ensure_runtime(paths)
     with StatusAgent(paths) as agent:
-        yield agent, ["--runtime-dir", str(tmp_path)]
+        yield agent, ["--runtime-dir", paths.root]
 
 
 @pytest.mark.parametrize(
     ("changes", "code", "result"),
-    [
-        ({}, 5, "timed_out"),
-        ({"paused": True}, 6, "paused"),
-        ({"now": {**status()["now"], "ksm_run": 0}}, 7, "ksm_off"),
-    ],
+    [({}, 5, "timed_out"), ({"paused": True}, 6, "paused"), ({"now": {**status()["now"], "ksm_run": 0}}, 7, "ksm_off")],
 )
 def test_the_exit_code_says_how_it_ended(
     home: tuple[StatusAgent, list[str]], capsys: pytest.CaptureFixture[str], changes: Status, code: int, result: str

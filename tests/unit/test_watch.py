@@ -4,9 +4,7 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,14 +39,6 @@ class StatusAgent(StandIn):
             self.asked += 1
             return {"ok": True, "status": self.status}
         return {"ok": True, "history": {"now_s": NOW_S, **as_table([SAMPLE], [EVENT])}}
-
-
-@pytest.fixture
-def paths() -> Iterator[RuntimePaths]:
-    with tempfile.TemporaryDirectory(prefix="vw", dir="/tmp") as folder:
-        paths = RuntimePaths(f"{folder}/run", f"{folder}/lib")
-        Path(paths.agent_dir).mkdir(parents=True)
-        yield paths
 
 
 @pytest.fixture

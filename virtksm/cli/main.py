@@ -47,10 +47,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "guest": "take one running guest's memory out of KSM, or let it back in",
         "verify-off": "prove that KSM is off and nothing is merged",
     },
-    "Set up": {
-        "config": "check, show, find or import the configuration",
-        "agent": "run the daemon (systemd does)",
-    },
+    "Set up": {"config": "check, show, find or import the configuration", "agent": "run the daemon (systemd does)"},
     "Tools": {
         "fleet": "status, retune, doctor, pause or resume on many hosts at once",
         "trace": "record the policy's inputs, replay them, draw them",

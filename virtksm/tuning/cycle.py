@@ -268,13 +268,7 @@ class Cycle(NamedTuple, Generic[State]):
         )
 
     def _write(
-        self,
-        state: HostState,
-        target: Settings,
-        before: Settings,
-        calls: tuple[Call, ...],
-        *,
-        may_confirm: bool,
+        self, state: HostState, target: Settings, before: Settings, calls: tuple[Call, ...], *, may_confirm: bool
     ) -> tuple[Settings, tuple[SettingsRefused, ...]]:
         refusals: tuple[SettingsRefused, ...] = ()
         after = before

@@ -43,11 +43,7 @@ def bind(address: str, port: int) -> socket.socket:
 
 
 def serve(
-    listener: socket.socket,
-    page: Callable[[], Awaitable[bytes]],
-    content_type: str,
-    *,
-    patience_s: float = PATIENCE_S,
+    listener: socket.socket, page: Callable[[], Awaitable[bytes]], content_type: str, *, patience_s: float = PATIENCE_S
 ) -> Clients:
     """Serve what `page` returns, in the running loop, until what is returned is closed."""
     return Clients(

@@ -11,14 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import (
-    CHANGED,
-    OF_NONE,
-    OTHER_PROCESSES,
-    age_changed,
-    known_kib,
-    total_kib,
-)
+from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, OTHER_PROCESSES, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
 from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Backlog
 from virtksm.values import replace

@@ -34,11 +34,7 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 
 
 def age_changed(
-    snapshot: Snapshot,
-    state: AdaptiveState,
-    passed_s: float,
-    rewritten_kib: int,
-    unmerged_kib: int,
+    snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: int, unmerged_kib: int
 ) -> Mapping[str, float]:
     """Return what has changed by key, `passed_s` later. Rates are without memory that appeared.
 

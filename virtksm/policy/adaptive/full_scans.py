@@ -89,9 +89,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scanning |= backlog.changed if scans.is_check else {}
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
-        ends_at_full_scans=full_scans + (1 if is_whole else 2),
-        scanning=scanning,
-        began=read_meter(snapshot),
+        ends_at_full_scans=full_scans + (1 if is_whole else 2), scanning=scanning, began=read_meter(snapshot)
     )
     return replace(
         state,

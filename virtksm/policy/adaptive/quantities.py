@@ -103,9 +103,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
     gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
     learned = replace(
-        state.learned,
-        ratios={key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib},
-        pair={},
+        state.learned, ratios={key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib}, pair={}
     )
     held_kib, current = gather(state.guests_kib), state.scans.current
     if current is not None:
@@ -115,10 +113,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guests_kib=held_kib,
         given_back_kib={},
         backlog=replace(
-            backlog,
-            new=gather(backlog.new),
-            scanned_once=gather(backlog.scanned_once),
-            changed=gather(backlog.changed),
+            backlog, new=gather(backlog.new), scanned_once=gather(backlog.scanned_once), changed=gather(backlog.changed)
         ),
         scans=replace(state.scans, current=current),
         learned=learned,

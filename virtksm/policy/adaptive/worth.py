@@ -22,11 +22,7 @@ NEGLIGIBLE = 256
 """Less than this fraction of the memory is no backlog yet (chosen)."""
 MIN_WAIT_S = 0.25
 """No pass is asked for sooner (as coalesce_ms by default)."""
-PRICES: Mapping[Growth, float] = {
-    Growth.COMING: 0.1,
-    Growth.STEADY: 1.0,
-    Growth.SETTLED: 10.0,
-}
+PRICES: Mapping[Growth, float] = {Growth.COMING: 0.1, Growth.STEADY: 1.0, Growth.SETTLED: 10.0}
 """What saving the whole memory for a second is worth, in ksmd-seconds, by growth (chosen)."""
 PRESSING = 9.0
 """Waiting costs so many times more, in addition, when no memory is available (chosen)."""
