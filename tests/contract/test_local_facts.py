@@ -82,7 +82,8 @@ def test_every_guest_is_answered_in_order_and_one_without_a_process_is_unread_an
         assert process is not None
         assert name in process.arguments
         assert process.ksm is not None
-        assert (process.ksm.rmap_items, process.ksm.merging_pages, process.ksm.zero_pages) == (0, 0, 0)
+        assert (process.ksm.rmap_items, process.ksm.merging_pages) == (0, 0)
+        assert process.ksm.zero_pages in (None, 0)  # none before Linux 6.6
     merged = dict(place.facts.merged(running))
     assert merged.keys() in (set(), {running[0].key, running[2].key})  # none before Linux 6.7
     assert {(reading.counted_kib, reading.mapped_kib) for reading in merged.values()} <= {(0, 0)}
