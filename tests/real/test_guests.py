@@ -127,6 +127,27 @@ def test_what_each_guest_saves_or_why_not_is_shown_to_each_user(
         check_far(ksm, agent_home, libvirtd.far_uri, running[0])
 
 
+def said_by(daemon: PrivateLibvirtd) -> str:
+    """Return a daemon's log, with all that has come before this call."""
+    connection = libvirt.open(daemon.uri)
+    with pytest.raises(libvirt.libvirtError):
+        connection.defineXML("<domain type='qemu'/>")
+    connection.close()
+    return daemon.log.read_text()
+
+
+def test_a_command_closes_its_connection_as_the_daemon_logs_an_error_for_one_that_does_not(
+    libvirtd: PrivateLibvirtd, agent_home: AgentHome
+) -> None:
+    agent_home.configure("")
+    before = len(said_by(libvirtd))
+    for command in ("guests", "headroom", "status"):
+        agent_home.run(command, "--connect", libvirtd.uri)
+    said = said_by(libvirtd)[before:]
+    assert "missing name information" in said
+    assert "End of file" not in said
+
+
 def check_guests(home: AgentHome, uri: str, twins: list[RunningGuest]) -> None:
     """Twins save alike, and each guest that cannot merge says why."""
     found = by_name(home.told("guests", "--connect", uri))
