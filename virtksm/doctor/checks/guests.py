@@ -1,7 +1,5 @@
 """Checks of the guests: those that cannot merge, those that should not, memory that they keep or the agent misses."""
 
-from __future__ import annotations
-
 from virtksm.doctor.facts import Facts
 from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, info, passed, warned
 from virtksm.doctor.reading.libvirt import GuestSeen
