@@ -13,8 +13,6 @@ Rules:
 renamed, while SCHEMA stays.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """`virtksm agent`: runs the host agent in the foreground, as systemd wants it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """A survey's needs of the world, beyond those of a pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

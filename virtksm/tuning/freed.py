@@ -17,8 +17,6 @@ A balloon, or a guest that reports free pages, at the very moment when ksmd spli
 apart. What was freed before the first pass is unknown, and counts as nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

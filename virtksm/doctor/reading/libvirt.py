@@ -1,7 +1,5 @@
 """Reads one libvirt connection, within a limit: a hanging daemon must not hang the doctor."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress
