@@ -6,6 +6,8 @@ Adapters translate the errors of libvirt, the kernel and files into these (`rais
 command line or the agent's loop catches broadly.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from enum import Enum, IntEnum
 
@@ -202,6 +204,6 @@ class ConfigError(VirtksmError):
         self.faults = tuple(faults)
 
     @classmethod
-    def of(cls, file: str, problem: str, remedy: str, key: str = "") -> "ConfigError":
+    def of(cls, file: str, problem: str, remedy: str, key: str = "") -> ConfigError:
         """Return the error for one fault."""
         return cls([ConfigFault(file=file, key=key, problem=problem, remedy=remedy)])

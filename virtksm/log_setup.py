@@ -14,6 +14,8 @@ container) the sentence goes to standard error behind its priority `<N>` (sd-dae
 The agent must not wait for the log's reader, so it has a LineQueue before it.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import os

@@ -16,6 +16,8 @@
 HOST is `local` for every connection to this machine's own kernel, else the connection's URI.
 """
 
+from __future__ import annotations
+
 DEFAULT_RUNTIME_DIR = "/run/virtksm"
 DEFAULT_STATE_DIR = "/var/lib/virtksm"
 

@@ -1,5 +1,7 @@
 """Text for people: amounts of memory with their unit, and text from outside made printable. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 MAX_TIME_S = 253_370_764_800.0

@@ -1,5 +1,7 @@
 """Which libvirt connection is meant, and whether it leads to this machine's own kernel. Imports nothing of libvirt."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 

@@ -6,6 +6,8 @@ with its traceback; the agent goes on, and `on_exit` happens. Only a configurati
 agent, ends the agent.
 """
 
+from __future__ import annotations
+
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable

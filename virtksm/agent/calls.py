@@ -5,6 +5,8 @@ until that thread returns every further call fails at once, so a hanging daemon 
 pass. A caller that waits for different things has an instance for each.
 """
 
+from __future__ import annotations
+
 import asyncio
 import math
 import threading

@@ -9,6 +9,8 @@
 Without asyncio's streams, which take several times as long for a client: most of a flood's say nothing.
 """
 
+from __future__ import annotations
+
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable

@@ -9,6 +9,8 @@ Rules:
 5. The policy's timer is a trigger once its time has come.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from virtksm.model.decision import EXPLICIT, Trigger, Triggers
@@ -27,11 +29,11 @@ class Coalescer:
     timer_s: float | None = None
     """When the policy wants its next pass."""
 
-    def offer(self, trigger: Trigger, heard_s: float) -> "Coalescer":
+    def offer(self, trigger: Trigger, heard_s: float) -> Coalescer:
         first_s = heard_s if self.heard_s is None else self.heard_s
         return replace(self, pending=self.pending | {trigger}, heard_s=first_s)
 
-    def ring(self, now_s: float) -> "Coalescer":
+    def ring(self, now_s: float) -> Coalescer:
         if self.timer_s is None or self.timer_s > now_s:
             return self
         return replace(self, timer_s=None).offer(Trigger.TIMER, now_s)
@@ -48,6 +50,6 @@ class Coalescer:
             return now_s
         return max(now_s, min(self.began_s, now_s) + self.window_s)
 
-    def take(self, now_s: float) -> tuple[Triggers, "Coalescer"]:
+    def take(self, now_s: float) -> tuple[Triggers, Coalescer]:
         """Begin the pass that is due: return what it answers, and the rest."""
         return Triggers(kinds=self.pending), replace(self, pending=frozenset(), heard_s=None, began_s=now_s)

@@ -1,5 +1,7 @@
 """The configuration in force, and how it is read again: beside the loop, with a limit, and one reading at a time."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,5 +1,7 @@
 """The agent's connection to libvirt: opens it with ever longer waits, reports its loss, closes it."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable

@@ -11,6 +11,8 @@ Root's commands ask an agent that runs as another user and may be hostile: an an
 bytes, time and numbers.
 """
 
+from __future__ import annotations
+
 import json
 import socket
 import time

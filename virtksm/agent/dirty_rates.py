@@ -8,6 +8,8 @@ its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest with
 assumes.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable, Iterable

@@ -6,6 +6,8 @@ which holds 64 KiB and then takes no more. The coalescer would delay a poke as l
 window after the last.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import stat

@@ -12,6 +12,8 @@ older one is unmerged only where its copies fit into memory. Only guests of this
 their processes be told apart, and the memory be judged.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence

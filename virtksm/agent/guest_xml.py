@@ -7,6 +7,8 @@ A guest that has vanished is removed; XML that cannot be read or understood is r
 guest that can merge. After a call that failed as a whole, the other guests are read first, and then each guest alone.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

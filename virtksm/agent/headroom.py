@@ -10,6 +10,8 @@
 The state is the agent's and ends with it: a new one publishes at once what it finds.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple

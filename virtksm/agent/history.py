@@ -7,6 +7,8 @@ once, and the agent goes on. Of the events that a guest makes by itself (balloon
 waits alone, so that the history gets one a minute.
 """
 
+from __future__ import annotations
+
 import asyncio
 import math
 import time

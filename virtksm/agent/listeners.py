@@ -7,6 +7,8 @@ Which passes are news, which are logged at level info, and kept in the history:
    changes the decision as often as it likes, and may fill neither the log nor the history.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,6 +4,8 @@ Each event is a sentence for people (`message`) and the facts behind it. Repeats
 same is logged once, and again when it changes or ends.
 """
 
+from __future__ import annotations
+
 import time
 import traceback
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Puts an agent together and runs it to its end: locks, folders, sockets, signals, threads."""
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable, Mapping

@@ -5,6 +5,8 @@ only while ksmd rests and guests rewrite, or once a rest where one has before. I
 nothing is known of any guest.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Awaitable, Callable

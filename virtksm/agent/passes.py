@@ -4,6 +4,8 @@ A trigger asks for its pass before the listeners hear of it. A pass runs beside 
 reported and tried again later. An unforeseen exception costs the pass in which it came.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Iterable

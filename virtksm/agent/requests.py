@@ -9,6 +9,8 @@ tables of at most M samples (history/samples.py has the columns) and the last ev
 agent's.
 """
 
+from __future__ import annotations
+
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence

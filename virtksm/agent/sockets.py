@@ -7,6 +7,8 @@ root's requests. It exists only while the configuration has a `status_group`. Th
 socket's group and mode, which it has before it listens and before it has its name.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import socket

@@ -13,6 +13,8 @@ Rules:
 renamed, while SCHEMA stays.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field

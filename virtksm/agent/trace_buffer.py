@@ -8,6 +8,8 @@ them, and how many passes it has missed. Time is data.
 "missed", "next", "more"}}`: `next` is the next request's `since`, `header` is null in all but a session's first answer.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from collections import deque

@@ -1,5 +1,7 @@
 """`virtksm agent`: runs the host agent in the foreground, as systemd wants it."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 

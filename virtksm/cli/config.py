@@ -1,5 +1,7 @@
 """`virtksm config check|show|path|import`: find faults, show what is in force and in which files, import ksmtuned's."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys

@@ -1,5 +1,7 @@
 """`virtksm doctor`: obstacles to KSM on this host, each with a remedy. Writes nothing."""
 
+from __future__ import annotations
+
 import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

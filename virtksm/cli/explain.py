@@ -4,6 +4,8 @@ Reads the history: asks the agent, or reads its file where none runs. A pass in 
 decision.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Iterator, Sequence

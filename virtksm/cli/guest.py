@@ -7,6 +7,8 @@
    Unmerging is over when QEMU answers.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Callable, Iterable
@@ -80,7 +82,7 @@ def run_merge(options: argparse.Namespace) -> None:
     print_result(options, as_dict(switch.seen), rows(switch.seen))
 
 
-def _open(options: argparse.Namespace, *, read_only: bool) -> "GuestSwitch":
+def _open(options: argparse.Namespace, *, read_only: bool) -> GuestSwitch:
     from virtksm.host.libvirt_monitor import LibvirtMonitor
     from virtksm.host.local_facts import ProcFacts
 

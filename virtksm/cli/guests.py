@@ -1,5 +1,7 @@
 """`virtksm guests`: the running guests, KSM's savings on each, their cost, and why one cannot merge."""
 
+from __future__ import annotations
+
 import argparse
 import gc
 from collections.abc import Callable, Sequence

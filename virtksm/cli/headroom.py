@@ -1,5 +1,7 @@
 """`virtksm headroom`: how much more guest memory the host can take, and what is needed if everything unmerges."""
 
+from __future__ import annotations
+
 import argparse
 import gc
 from collections.abc import Iterator, Sequence

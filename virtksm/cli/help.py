@@ -3,6 +3,8 @@
 Imported only where somebody reads help, and by the man page.
 """
 
+from __future__ import annotations
+
 import argparse
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -10,6 +10,8 @@ The kernel takes it only while nothing is shared. So, under every policy and wit
 4. Where KSM was on, systemd switches it on again, also after a failure, and one more pass has memory merge.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Iterator
 

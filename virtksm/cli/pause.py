@@ -5,6 +5,8 @@ with faults keeps root from it. Every wait has a limit, and every failure is rep
 with a new policy state.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Mapping
 from typing import Any

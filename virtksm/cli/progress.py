@@ -4,6 +4,8 @@ Nothing where standard error is no terminal, nor with --json. Ours rather than t
 count to, and a dependency of every installation would serve three commands.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time

@@ -1,5 +1,7 @@
 """`virtksm restore`: gives KSM's settings back from outside, for a unit's ExecStopPost or after an agent was killed."""
 
+from __future__ import annotations
+
 import argparse
 
 from virtksm.cli.connection import Libvirt, config_or_defaults, requested_uri

@@ -4,6 +4,8 @@ libvirt is asked over a read-only connection in a thread of its own, for a few s
 kernel is still read.
 """
 
+from __future__ import annotations
+
 from virtksm import __version__
 from virtksm.cli.connection import Libvirt
 from virtksm.config.schema import Config

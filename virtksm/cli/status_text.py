@@ -2,6 +2,8 @@
 the command that switches KSM on here.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -6,6 +6,8 @@ on every usual terminal, the lines stay the same as in a pipe, and curses would 
 terminal description. A terminal that is "dumb" is treated as a pipe.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import select

@@ -1,5 +1,7 @@
 """Numbers on the command line, and spans of time: seconds, or a number with a unit (as systemd.time(7) has them)."""
 
+from __future__ import annotations
+
 import argparse
 import re
 from collections.abc import Callable

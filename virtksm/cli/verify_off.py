@@ -4,6 +4,8 @@ It changes nothing and reads only this machine's own kernel and switch, so that 
 valid configuration.
 """
 
+from __future__ import annotations
+
 import argparse
 
 from virtksm.cli.layout import print_result

@@ -1,5 +1,7 @@
 """`virtksm version`: prints the version."""
 
+from __future__ import annotations
+
 import argparse
 
 from virtksm import __version__

@@ -11,6 +11,8 @@ It asks the agent for its status, twice a second, and libvirt for nothing:
    only whether it is off.
 """
 
+from __future__ import annotations
+
 import argparse
 import time
 from collections.abc import Callable, Mapping

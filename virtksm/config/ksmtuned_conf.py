@@ -4,6 +4,8 @@ A line is read if it is blank, a comment, or one plain assignment. At any other 
 what that line does, and to which lines after it. Without a note, the values are those that the script would have. Pure.
 """
 
+from __future__ import annotations
+
 import re
 
 from virtksm.config.load import build, check_value, quoted

@@ -9,6 +9,8 @@ more at every start of the one-shot. For the same reason files are read with `op
 tomllib (12 ms) is imported only if there is a file.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple

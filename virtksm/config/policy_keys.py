@@ -3,6 +3,8 @@
 Values are checked by the same table as configuration files; every fault is a ConfigFault, and all come at once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 

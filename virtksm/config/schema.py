@@ -4,6 +4,8 @@ A key is a field of a `table` made by `key`, with its unit, range or choices, it
 default. A nested table is a TOML table of that name. Pure; knows nothing of files.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 

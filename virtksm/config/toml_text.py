@@ -3,6 +3,8 @@
 Pure. Values are truth values, integers, strings and arrays of strings, whose JSON form is their TOML form.
 """
 
+from __future__ import annotations
+
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping

@@ -3,6 +3,8 @@
 A fact that could not be read is a CannotTell: raised, or kept in its place until a check asks for it. None is a value.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 import time

@@ -5,6 +5,8 @@ he may choose. WARN: works, at a price, or is unknown. FAIL: virtksm cannot do i
 WARN and FAIL have a remedy.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import partial
 from typing import Literal, NamedTuple

@@ -13,6 +13,8 @@ A choice is one run's: QEMU forgets it with its process. Pure. The rules, in the
 6. A private guest whose process was not found is to be unmerged: the attempt says why it fails.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 

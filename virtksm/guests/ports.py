@@ -1,5 +1,7 @@
 """A survey's needs of the world, beyond those of a pass."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import Protocol
 

@@ -7,6 +7,8 @@ property `merge` of each switches it while the guest runs: QEMU calls madvise, a
 answers. So the value is what was asked for; what has come of it only the kernel tells.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

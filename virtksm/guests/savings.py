@@ -22,6 +22,8 @@ The rest of the host's counters belongs to other processes (with MemoryKSM= or m
 could not be read, to exited processes, or was counted while ksmd went on.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -6,6 +6,8 @@ refused, nesting costs no stack, and XML larger than any domain's is not read at
 libvirt for each guest (0.2-1 ms); it is never part of a pass.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256

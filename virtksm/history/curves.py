@@ -5,6 +5,8 @@ back, begin a new piece. CPU time is a difference of two samples; a counter that
 a small curve of savings, and for "lately", single observations (`Point`) do.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 

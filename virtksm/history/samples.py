@@ -10,6 +10,8 @@ Samples and events travel as tables, a list of columns and a list of rows (`as_t
 `parse_events`): that is the compact form of the agent's answers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 

@@ -6,6 +6,8 @@ hang costs one thread and not one a call. A caller that waits for different thin
 agent's loop `agent.calls` does the same.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable

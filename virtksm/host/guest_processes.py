@@ -14,6 +14,8 @@ All processes are searched only while a guest has none: at once for one that was
 pauses that grow to half a minute, as libvirt lists a guest a moment before it executes QEMU. Reads only.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections import defaultdict

@@ -4,6 +4,8 @@ This is the only module through which settings reach the kernel: virNodeSetMemor
 node-memory-tune` calls too. libvirt's errors become those of `virtksm.errors` here; `Any` ends here.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import threading

@@ -5,6 +5,8 @@ the listener's own thread. Which event is a trigger is a table: a guest's reboot
 wake-up is none.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Callable, Mapping

@@ -5,6 +5,8 @@ This is the only module that sends monitor commands (virDomainQemuMonitorCommand
 runs unless somebody has asked for it. QEMU's answers are a stranger's: only their expected form is taken.
 """
 
+from __future__ import annotations
+
 import json
 import time
 from typing import Any

@@ -6,6 +6,8 @@ machine has. A guest's own group bounds that guest alone and is left out (the do
 control groups, which no distribution that virtksm supports boots with. Reads only.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Iterable

@@ -7,6 +7,8 @@ every user, and every user may read their processes. All processes are read once
 asked every five; only the first call waits for its answer, later answers are for the next reading. Reads only.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Callable, Collection

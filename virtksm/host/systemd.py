@@ -5,6 +5,8 @@ calls the protocol stable and free to implement, which saves a dependency on lib
 NOTIFY_SOCKET is not set.
 """
 
+from __future__ import annotations
+
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -3,6 +3,8 @@
 `as_dict` is `now` of `virtksm status --json` (docs/reference.md lists the fields); fields are added, never renamed.
 """
 
+from __future__ import annotations
+
 from enum import Enum
 from typing import NamedTuple
 
@@ -32,7 +34,7 @@ class CurrentKsm(NamedTuple):
     guests_unread: int | None = None
     committed_kib: int | None = None
 
-    def counting(self, snapshot: Snapshot) -> "CurrentKsm":
+    def counting(self, snapshot: Snapshot) -> CurrentKsm:
         return replace(
             self,
             guests=len(snapshot.guests),

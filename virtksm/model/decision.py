@@ -4,6 +4,8 @@ A threshold names a quantity, the first value of it at which the policy decides 
 (policy/thresholds.py finds them).
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from enum import Enum
 from typing import NamedTuple

@@ -4,6 +4,8 @@
 (docs/reference.md lists the fields); fields are added, never renamed, while SCHEMA stays.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple

@@ -5,6 +5,8 @@ files stay verbatim (`pages_to_scan`), every other quantity carries its unit. A 
 connection does not offer is `None`, never 0.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
@@ -111,7 +113,7 @@ class KsmState(NamedTuple):
         return self.advisor_mode not in (None, "none")
 
     @classmethod
-    def counted(cls, count: Callable[[str], int | None], page_kib: int) -> "KsmState":
+    def counted(cls, count: Callable[[str], int | None], page_kib: int) -> KsmState:
         """Take only what is merged, each counter by its name."""
         return cls(
             settings=Settings(pages_to_scan=None, sleep_millisecs=None),

@@ -5,6 +5,8 @@ meanwhile, anything may have happened to what KSM knows (unmerging forgets all o
 `virtksm resume` comes, and every guest needs a scan.
 """
 
+from __future__ import annotations
+
 from virtksm.model.decision import PAUSED, Decision, Pause, Reason, Threshold
 from virtksm.model.snapshot import IDLE
 

@@ -3,6 +3,8 @@
 A test holds that every policy's rules are here, and no others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 PAUSED = "`virtksm pause` outranks every policy: ksmd is idle until `virtksm resume`"

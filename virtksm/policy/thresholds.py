@@ -8,6 +8,8 @@ quantity is tried at a few values, the nearest first, and the first change is bi
 goes between two of them is not seen. At the value that is named the policy decides so, and a step short of it not.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from typing import Any
 

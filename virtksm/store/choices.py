@@ -4,6 +4,8 @@ It is there as long as guests run: neither outlives the host's boot. The agent w
 lock of its own. A file that cannot be understood is an error: what was unmerged would not merge again.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager

@@ -3,6 +3,8 @@
 A folder may be another user's than root: what root makes in it (a one-shot's, a hook's) is given to that user.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import stat

@@ -10,6 +10,8 @@ readers parse them. The schema's version is in `PRAGMA user_version`; a file tha
 removed.
 """
 
+from __future__ import annotations
+
 import os
 import sqlite3
 import stat

@@ -3,6 +3,8 @@
 A file that cannot be understood is an error, never taken for "no state": it may hold the administrator's baseline.
 """
 
+from __future__ import annotations
+
 import json
 import os
 from contextlib import AbstractContextManager

@@ -5,6 +5,8 @@ file that is certainly not there means on. It survives a power cut from the mome
 symbolic links.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import time

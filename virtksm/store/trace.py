@@ -1,5 +1,7 @@
 """Traces on disk: written line by line for their owner alone, read line by line whatever their length."""
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Iterator

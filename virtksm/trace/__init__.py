@@ -8,6 +8,8 @@ text.py; docs/reference.md has the schema.
 The history keeps a decision as the summary of its pass: one line that stands alone, as long for 500 guests as for one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -77,7 +79,7 @@ class Pass:
         before = self.snapshot.ksm.settings.as_dict()
         return {name: (before[name], value) for name, value in self.after.items() if before[name] != value}
 
-    def summary(self, thresholds: Iterable[Mapping[str, object]] = ()) -> "Pass":
+    def summary(self, thresholds: Iterable[Mapping[str, object]] = ()) -> Pass:
         """Return the same with thresholds, and without what grows with the guests; `law` has to be there."""
         return replace(
             self,

@@ -1,5 +1,7 @@
 """Takes guests' names and identities out of a trace, so that it can be shown to others. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -8,6 +8,8 @@ A policy that is the recorded one by name takes over the recorded state where th
 a gap); with the recorded configuration it decides the same. Another one begins anew with the trace.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +43,7 @@ class ReplayStep:
         return (recorded.target, recorded.reason.rule) != (replayed.target, replayed.reason.rule)
 
 
-def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: "Sums") -> Iterator[ReplayStep]:
+def replay(lines: Iterable[Line | Torn], choose: Chooser, sums: Sums) -> Iterator[ReplayStep]:
     """Yield a step for each pass of a trace, and count them in `sums`; raises what `choose` raises."""
     player: _Player | None = None
     before: Snapshot | None = None

@@ -4,6 +4,8 @@ Fields are added, never renamed, while SCHEMA stays, and unknown ones are left a
 a kill, is no error: `parse_lines` says so by its last item.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable, Iterator, Mapping
 

@@ -9,6 +9,8 @@ other facts, the most certain first. A refused write is not repeated while its c
 or when an administrator asks: no error with each timer.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

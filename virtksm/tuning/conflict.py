@@ -11,6 +11,8 @@ Rules:
 Pure; time is data (CLOCK_BOOTTIME seconds).
 """
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple
 
 from virtksm.model.decision import Triggers

@@ -7,6 +7,8 @@ does a restore: the baseline would scan. A policy that only observes is asked in
 the kernel, nor claimed or given back.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, NamedTuple
 

@@ -17,6 +17,8 @@ A balloon, or a guest that reports free pages, at the very moment when ksmd spli
 apart. What was freed before the first pass is unknown, and counts as nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple
 

@@ -15,6 +15,8 @@ Baseline and intention are saved before the first write, so after a crash at any
 value. Pure: saved ownership and found values go in, the ownership to save comes out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 

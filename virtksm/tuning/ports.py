@@ -4,6 +4,8 @@ Every port has one real implementation there and one fake in `tests/fakes.py`; t
 the same cases against both.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol

@@ -3,6 +3,8 @@
 They cost a pass some microseconds, need no library, and go on when the configuration switches metrics off and on.
 """
 
+from __future__ import annotations
+
 import math
 from bisect import bisect_left
 from collections import Counter

@@ -4,6 +4,8 @@ Names follow Prometheus: base units, `_total` for counters. KSM's settings and c
 node_exporter's ksmd collector.
 """
 
+from __future__ import annotations
+
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

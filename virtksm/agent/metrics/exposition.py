@@ -4,6 +4,8 @@ Each exposition makes every family again from the agent's own counts. The librar
 add a series with their time of creation, which cannot be switched off before version 0.17.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, ProcessCollector, generate_latest

@@ -5,6 +5,8 @@ reading over its limit is abandoned, and its metrics are missing until it return
 read.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Mapping

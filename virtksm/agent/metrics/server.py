@@ -4,6 +4,8 @@ The library's own server takes a thread for each connection, without a limit to 
 cannot be stopped again before its version 0.19.
 """
 
+from __future__ import annotations
+
 import ipaddress
 import re
 import socket

@@ -5,6 +5,8 @@ cannot be written to) is reported once, and the agent goes on without metrics: t
 come from the agent's own knowledge and this machine's own files, never from libvirt, and beside passes.
 """
 
+from __future__ import annotations
+
 import asyncio
 import time
 from collections.abc import Callable

@@ -5,6 +5,8 @@ that metrics without a pass, such as libvirt's silence, are as recent. The file 
 changes to another file; an agent that was killed leaves it.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 from collections.abc import Awaitable, Callable

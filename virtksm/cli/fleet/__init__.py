@@ -4,6 +4,8 @@ Each host is asked by `virtksm -c URI ACTION --json`, in a process of its own (p
 neither /proc nor an agent of another machine is seen, and what that means is noted.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys

@@ -3,6 +3,8 @@
 A URI is opened as it is, and libvirt runs the program that one may name: a file of hosts is as powerful as a script.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re

@@ -6,6 +6,8 @@ another host costs 13 ms of CPU instead of 130. Each leads a session of its own:
 ssh has neither a terminal nor a window to ask in, nor has one that ssh starts (ProxyJump).
 """
 
+from __future__ import annotations
+
 import io
 import multiprocessing
 import os

@@ -1,5 +1,7 @@
 """The answers of many hosts as one table and a summary, from the same dictionary that --json prints. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 

@@ -3,6 +3,8 @@
 Of the agent's history, or of a trace of `virtksm trace record`. matplotlib is needed here alone, and is no dependency.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -4,6 +4,8 @@ Asks the agent once a second for new lines, and writes them once they are known 
 is waited for. The file and the summary at the end say how many passes were missed.
 """
 
+from __future__ import annotations
+
 import argparse
 import signal
 import sys
@@ -73,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     print_result(options, values, [("", "Recorded", text)])
 
 
-def _wait(recorder: "Recorder", ends_s: float) -> bool:
+def _wait(recorder: Recorder, ends_s: float) -> bool:
     """Wait until the agent is to be asked again; return False if the recording is over."""
     left_s = min(ASK_EVERY_S, ends_s - time.monotonic())
     return left_s >= 0.0 and signal.sigtimedwait(ENDED_BY, 0.0 if recorder.has_more else left_s) is None

@@ -1,5 +1,7 @@
 """`virtksm trace replay`: what another policy, or another configuration, would have decided on a recorded host."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Iterator
 from itertools import chain

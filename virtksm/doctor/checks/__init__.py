@@ -4,6 +4,8 @@ To add one: a function from Facts to Judgement in the module of its group, and a
 (docs/reference.md lists them).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,6 +4,8 @@ libvirt (9.0) looks for hooks when its daemon starts and on a reload. Only if it
 any, and then it lists them at each call. It knows qemu.d since 6.5.0 (docs/guide.md).
 """
 
+from __future__ import annotations
+
 import os
 
 from virtksm.doctor.checks.libvirt import selinux_enforces, version_text

@@ -1,5 +1,7 @@
 """Checks of this machine's kernel: KSM's switch, advisor and limits, huge pages, NUMA."""
 
+from __future__ import annotations
+
 import re
 from contextlib import suppress
 

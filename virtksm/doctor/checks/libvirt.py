@@ -1,5 +1,7 @@
 """Checks of the libvirt connection: reachable, new enough, KSM's parameters offered, and permission to set."""
 
+from __future__ import annotations
+
 from virtksm.doctor.facts import Facts, known
 from virtksm.doctor.finding import CannotTell, Judgement, failed, passed, warned
 from virtksm.doctor.reading.files import Root

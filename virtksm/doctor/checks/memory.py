@@ -1,5 +1,7 @@
 """Checks of this machine's memory: swap, room for what is merged, what guests cannot have, what comes back."""
 
+from __future__ import annotations
+
 import os
 import re
 

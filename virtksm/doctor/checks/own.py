@@ -1,5 +1,7 @@
 """Checks of virtksm itself: its configuration, its switch, its agent, its folder."""
 
+from __future__ import annotations
+
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.checks.writers import AGENT_UNIT

@@ -4,6 +4,8 @@ A program is found by its unit's control group, or by its process's name if it r
 a root daemon write). A program that is only installed is no finding.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from virtksm.doctor.facts import KSMTUNED_UNITS, MOM_UNITS, QEMU_KVM_UNIT, THROTTLER_UNITS, TUNED_UNIT, Facts

@@ -4,6 +4,8 @@ Of a script or a unit's command those lines count that write below /sys/kernel/m
 script that a unit or root's crontab starts is read, too, if it is root's. Bounded: longer files are skipped.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple

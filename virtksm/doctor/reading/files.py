@@ -3,6 +3,8 @@
 Reads are bounded and never wait: a file may be endless, a FIFO, a folder, or another user's.
 """
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Callable

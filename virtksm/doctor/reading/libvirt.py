@@ -1,5 +1,7 @@
 """Reads one libvirt connection, within a limit: a hanging daemon must not hang the doctor."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,5 +1,7 @@
 """Reads virtksm's own state: configuration, switch, agent, folders. Makes nothing that is missing."""
 
+from __future__ import annotations
+
 import os
 import stat
 from collections.abc import Mapping

@@ -4,6 +4,8 @@ A process is found by its name (comm), which every user may read and choose; onl
 user could set KSM, and of vdsm, whose MOM has root's supervdsmd set it. A program with the setuid bit is its caller's.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import socket

@@ -4,6 +4,8 @@ A unit is enabled if a unit folder's `*.wants` or `*.requires` holds its name (s
 one names it in its own file (Wants=, Requires=), and not if it is masked. It runs if its control group has processes.
 """
 
+from __future__ import annotations
+
 import os
 import re
 from typing import NamedTuple

@@ -4,6 +4,8 @@ Of each page that is read nothing is kept but whether all of it is zero. Only pa
 reading takes memory. Sources: Documentation/admin-guide/mm/pagemap.rst, proc_pid_mem(5).
 """
 
+from __future__ import annotations
+
 import os
 import random
 import re

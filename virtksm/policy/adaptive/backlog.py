@@ -6,6 +6,8 @@ for now), new (needs two scans), scanned once (needs one more), exited (pages of
 kernel's counters: one). Pure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
 
 from virtksm.model.snapshot import Snapshot

@@ -4,6 +4,8 @@ How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, wher
 merges is learned by what check scans find (`worth`). Pure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 
 from virtksm.model.snapshot import Snapshot

@@ -5,6 +5,8 @@ Merging while memory is plenty is a cost (it splits huge pages, and a later writ
 with "short" it looks at available memory alone. `HostMemory` says what memory there is to be short of. Pure.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 from virtksm.config.schema import AdaptiveParams

@@ -5,6 +5,8 @@ which a changed value cuts short. So every change of it grants one batch, and wi
 ksmd does one batch a minute. A batch never goes beyond the end of a full scan. Pure.
 """
 
+from __future__ import annotations
+
 from math import inf
 from typing import NamedTuple
 

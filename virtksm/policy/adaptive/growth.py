@@ -1,5 +1,7 @@
 """Rule 5 of the adaptive law, its second half: whether more memory is to be expected, and for how long. Pure."""
 
+from __future__ import annotations
+
 import math
 from enum import Enum
 

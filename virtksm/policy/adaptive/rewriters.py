@@ -10,6 +10,8 @@ A rest in which little of a guest had merged tells nothing: smart_scan leaves pa
 eight full scans, and merges them again in a later one. Only what holds until it has paid speaks for a guest. Pure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping
 
 from virtksm.model.snapshot import MergedReading, Snapshot

@@ -4,6 +4,8 @@ A state is a value: the policy gets one and returns the next. Memory is in KiB, 
 Counters that the kernel or the connection does not offer are None.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple
 

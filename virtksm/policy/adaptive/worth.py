@@ -4,6 +4,8 @@ What it gains is the memory that will have merged, times the seconds since it co
 of the backlog merges, and lasts, is learned from the full scans before.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping
 from math import inf, sqrt
