@@ -73,9 +73,9 @@ def is_there(path: str) -> bool:
 
 @asynccontextmanager
 async def serving(paths: RuntimePaths, group: str) -> AsyncIterator[StatusSocket]:
-    """Serve both sockets as the agent does."""
-    control = ControlServer(bind_socket(paths.control_socket), echo)
-    readers = StatusSocket(paths, echo)
+    """Serve both sockets as the agent does; who holds a place holds it."""
+    control = ControlServer(bind_socket(paths.control_socket), echo, patience_s=HANG_S)
+    readers = StatusSocket(paths, echo, patience_s=HANG_S)
     readers.follow(group, gid_of(group))
     try:
         yield readers

@@ -138,11 +138,16 @@ class StatusSocket:
     """Opened, replaced and closed as the configuration says; to be used from one asyncio loop."""
 
     def __init__(
-        self, paths: RuntimePaths, handle: Handler, crashed: Callable[[str, Exception], None] = lambda _op, _error: None
+        self,
+        paths: RuntimePaths,
+        handle: Handler,
+        crashed: Callable[[str, Exception], None] = lambda _op, _error: None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._paths = paths
         self._handle = handle
         self._crashed = crashed
+        self._patience_s = patience_s
         self._group: str | None = None
         self._server: ControlServer | None = None
 
@@ -159,7 +164,9 @@ class StatusSocket:
         if listener is None:
             remove_socket(self._paths.status_socket)
         else:
-            self._server = ControlServer(listener, self._handle, for_readers=True, crashed=self._crashed)
+            self._server = ControlServer(
+                listener, self._handle, for_readers=True, crashed=self._crashed, patience_s=self._patience_s
+            )
 
     def close(self) -> None:
         """Stop serving; the socket file stays for its successor to replace or remove."""
