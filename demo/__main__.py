@@ -4,8 +4,6 @@ Writes KSM's settings only through the agent, whose state is in the throwaway fo
 around it and gives everything back. It needs a checkout, where the guests' kernel is built.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

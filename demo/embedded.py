@@ -6,8 +6,6 @@ both are the caller's affair, as this module opens no connection and does not im
 `end_all` also serve a parent that cleans up after a killed demonstration.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import shutil

@@ -6,8 +6,6 @@ too. It must not import libvirt (the caller's connection is all it needs), read 
 What each option does to the guest's pages is told in bench/guest/payload.c.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

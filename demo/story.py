@@ -5,8 +5,6 @@ over a connection of their own; the agent in the main thread is the one of produ
 libvirt. Everything ends with the agent: guests are destroyed, its settings given back.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 It is structlog's last processor, so the demonstration sees exactly the log of production. Prints to one stream.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Writes everything into a folder: `python3 -m manual FOLDER`. Needs pandoc."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 from pathlib import Path

@@ -7,8 +7,6 @@ choice of many, and knows no fish.
 What an option or argument takes follows from its metavar: FILE, DIR, GUEST, or its choices.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterable, Iterator

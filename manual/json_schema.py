@@ -3,8 +3,6 @@
 `$defs` has an entry for each command, and one for each object in them.
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

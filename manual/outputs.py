@@ -5,8 +5,6 @@ A class is an object, its docstring and the texts below its fields are the descr
 tests/real/test_json_output.py holds what the commands print against it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -4,8 +4,6 @@ Commands and keys come from the program, what surrounds them from the same docum
 document that lacks a section raises ValueError.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

@@ -3,8 +3,6 @@
 A table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Callable, Iterable, Iterator

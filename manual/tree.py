@@ -4,8 +4,6 @@ In go the parsers of virtksm.cli.main, out come frozen commands. Nothing is list
 forgotten.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,10 +34,10 @@ class Command:
     summary: str
     usage: str
     options: tuple[Option, ...]
-    commands: tuple[Command, ...] = ()
+    commands: tuple["Command", ...] = ()
     examples: tuple[tuple[str, str], ...] = ()
 
-    def walk(self) -> Iterator[Command]:
+    def walk(self) -> Iterator["Command"]:
         """Yield this command and every one below it."""
         yield self
         for command in self.commands:
