@@ -81,7 +81,8 @@ fill_for_machine() { # fill_for_machine NEW
     rm -rf "$root" "$1" && cp -a "${packaged:?}" "$1" &&
         inside "$1" apt-get -q update &&
         inside "$1" apt-get -q -y install --no-install-recommends apparmor kmod polkitd procps python3-libvirt python3-psutil \
-            python3-structlog python3-tenacity udev &&
+            python3-structlog python3-tenacity systemd-oomd udev &&
+        systemctl --root="$1" disable systemd-oomd.service &&
         inside "$1" apt-get -q clean &&
         find "$1/etc/apparmor.d" -maxdepth 1 -type f ! -name '*libvirt*' -delete && # compiled at each boot
         echo Optimize=no-expr-simplify >>"$1/etc/apparmor/parser.conf" && # halves compiling

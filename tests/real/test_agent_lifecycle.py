@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.hang import HANG_S
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import PARKING_LAW, STEPPING_LAW, AgentFactory, AgentHome
@@ -175,16 +175,16 @@ def test_a_second_agent_on_the_same_folder_and_a_restore_leave_with_a_clear_mess
 def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(
     ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
 ) -> None:
-    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}")
+    agent = start_agent(f"call_timeout_s = {SLOWER}\nkeepalive_s = 3600\n{STEPPING_LAW}")
     libvirtd.pause()
     agent.signal(signal.SIGUSR1)
     failed = agent.wait_for("pass_failed")
     assert (failed["triggers"], failed["level"]) == (["signal"], "error")
-    assert "no answer within 1 s" in failed["error"]
+    assert f"no answer within {SLOWER} s" in failed["error"]
     assert "guests go on running" in failed["remedy"]
     done = agent.home.run("retune", "--connect", agent.uri)
     assert done.returncode == 3
-    assert "listing the guests: no answer within 1 s" in done.stderr
+    assert f"listing the guests: no answer within {SLOWER} s" in done.stderr
     libvirtd.resume()
     retune = ("retune", "--connect", agent.uri)
     wait_until(lambda: agent.home.run(*retune).returncode == 0, HANG_S, "the abandoned pass to end")

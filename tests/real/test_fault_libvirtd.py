@@ -15,7 +15,7 @@ from demo.guests import PayloadGuest
 from tests.lab.churn import Churn, end_guests
 from tests.lab.fixtures import GuestFactory
 from tests.lab.footprint import calm_footprint, read_footprint, still_footprint
-from tests.lab.hang import HANG_S
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
@@ -135,9 +135,9 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
 ) -> None:
     libvirtd.pause()
     try:
-        agent = start_agent(f"call_timeout_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}", connected=False)
+        agent = start_agent(f"call_timeout_s = {SLOWER}\nreconnect_max_ms = 100\n{STEPPING_LAW}", connected=False)
         first = agent.wait_for("libvirt_unreachable")
-        assert "open: no answer within 1 s" in first["error"]
+        assert f"open: no answer within {SLOWER} s" in first["error"]
         again = agent.wait_for("libvirt_unreachable")
         assert "still waiting for open" in again["error"]
         wedged = still_footprint(agent.pid)
@@ -161,7 +161,7 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
     libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
     guest(PayloadGuest(name="one", memory_mib=16), settle=False)
-    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 1\nreconnect_max_ms = 100\n{STEPPING_LAW}")
+    agent = start_agent(f"call_timeout_s = {SLOWER}\nkeepalive_s = {SLOWER}\nreconnect_max_ms = 100\n{STEPPING_LAW}")
     before = calm_footprint(agent.pid)
     for _ in range(2):
         with restarted_after_crashes(libvirtd):
@@ -184,12 +184,12 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
 def test_a_libvirtd_wedged_for_good_does_not_keep_the_agent_from_ending(
     ksm: Ksm, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
 ) -> None:
-    agent = start_agent(f"call_timeout_s = 1\nkeepalive_s = 3600\n{STEPPING_LAW}")
+    agent = start_agent(f"call_timeout_s = {SLOWER}\nkeepalive_s = 3600\n{STEPPING_LAW}")
     libvirtd.pause()
     try:
         assert agent.stop() == 3
     finally:
         libvirtd.resume()
-    assert "no answer within 1 s" in agent.lines("settings_left")[0]["error"]
+    assert f"no answer within {SLOWER} s" in agent.lines("settings_left")[0]["error"]
     assert agent.home.run("restore", "--connect", agent.uri).returncode == 0
     assert ksm.settings() == DEFAULTS

@@ -18,7 +18,7 @@ import pytest
 
 from demo.guests import PayloadGuest, memory_device_xml, wait_settled
 from tests.lab.fixtures import GuestFactory
-from tests.lab.hang import HANG_S
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.nobody import run_as_nobody
@@ -70,7 +70,7 @@ class Bench:
 
     def __init__(self, ksm: Ksm, home: AgentHome, daemon: PrivateLibvirtd) -> None:
         self._ksm, self._home, self._daemon = ksm, home, daemon
-        home.configure("call_timeout_s = 20\n")
+        home.configure(f"call_timeout_s = {20 * SLOWER}\n")
 
     def told(self, action: str, name: str, *options: str) -> Json:
         return self._home.told("guest", action, name, *options, "--connect", self._daemon.uri)
@@ -234,12 +234,12 @@ def test_a_qemu_that_hangs_keeps_the_command_no_longer_than_its_limit(
     guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:
     one = guest(twin("one", 1))
-    agent_home.configure("call_timeout_s = 1\n")
+    agent_home.configure(f"call_timeout_s = {SLOWER}\n")
     os.kill(one.pid, signal.SIGSTOP)
     done = agent_home.run("guest", "unmerge", "one", "--connect", libvirtd.uri)
     os.kill(one.pid, signal.SIGCONT)
     assert done.returncode == 3
-    assert "no answer within 1 s" in done.stderr
+    assert f"no answer within {SLOWER} s" in done.stderr
 
 
 @pytest.mark.usefixtures("ksm")

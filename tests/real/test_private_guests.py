@@ -12,7 +12,7 @@ import pytest
 
 from demo.guests import memory_device_xml
 from tests.lab.fixtures import GuestFactory
-from tests.lab.hang import HANG_S
+from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentProcess
@@ -23,7 +23,7 @@ from virtksm.agent.guest_switches import MAX_HANGING
 pytestmark = pytest.mark.real
 
 
-def enforcing(patterns: Sequence[str], *, call_timeout_s: int = 20) -> str:
+def enforcing(patterns: Sequence[str], *, call_timeout_s: int = 20 * SLOWER) -> str:
     """Return a configuration whose policy sets nothing, so that the test has ksmd merge."""
     names = ", ".join(f'"{one}"' for one in patterns)
     law = f'policy = "observe"\ncoalesce_ms = 20\ncall_timeout_s = {call_timeout_s}\n'
@@ -156,7 +156,7 @@ def test_a_guest_that_hangs_costs_no_other_and_an_agent_killed_meanwhile_leaves_
 ) -> None:
     hung, other, _ = guest.together(twin("vault-1", 1), twin("vault-2", 2), twin("one", 3))
     os.kill(hung.pid, signal.SIGSTOP)
-    agent = start_agent(enforcing(["vault-*"], call_timeout_s=3))
+    agent = start_agent(enforcing(["vault-*"], call_timeout_s=3 * SLOWER))
     wait_known(agent, ["vault-2"], ["vault-1"])
     domain = libvirt_conn.lookupByUUIDString(hung.domain.UUIDString())
     wait_until(lambda: domain.controlInfo()[0] == OCCUPIED, HANG_S, "its monitor to be asked")
@@ -177,10 +177,10 @@ def test_guests_whose_monitors_hang_hold_up_no_list_of_the_guests(
     for one in hung:
         os.kill(one.pid, signal.SIGSTOP)
     keys = 'private_enforce = "unmerge"\nprivate_guests = ["vault-*"]\n'
-    agent = start_agent(f"call_timeout_s = 3\n{keys}{SWEEPING_LAW}")
+    agent = start_agent(f"call_timeout_s = {3 * SLOWER}\n{keys}{SWEEPING_LAW}")
     try:
         wait_until(lambda: len(told_failed(agent)) == MAX_HANGING, HANG_S, "monitors to hang")
-        agent.home.configure(f"call_timeout_s = 60\n{keys}{SWEEPING_LAW}")
+        agent.home.configure(f"call_timeout_s = {60 * SLOWER}\n{keys}{SWEEPING_LAW}")
         agent.reload()
         before = agent.lines("pass_failed")
         guest(twin("other", 9), settle=False)

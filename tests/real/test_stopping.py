@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.hang import SLOWER
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.lab.listening import listening
@@ -27,7 +28,7 @@ from virtksm.store.state import StateFile
 
 pytestmark = pytest.mark.real
 
-SHORT = "call_timeout_s = 1\n"
+SHORT = f"call_timeout_s = {SLOWER}\n"
 BROKEN = f'{SHORT}policy = "best"\n'
 SWITCHED = "paused, but no pass was possible yet"
 
