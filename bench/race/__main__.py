@@ -6,8 +6,6 @@ In: works, contenders. Out: a table and a picture of each work in build/race, on
 goals, report.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence

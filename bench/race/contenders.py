@@ -4,8 +4,6 @@ A contender begins before the first guest of a run starts, learns what has happe
 ends after the last sample. It writes to the KSM that script/bench has locked, and to nothing else.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -6,8 +6,6 @@ least over the hour. Where no peer reached 90 %, times are judged by what is lef
 need, and CPU by the peer that holds most. What lacks a run is not judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 

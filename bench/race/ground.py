@@ -4,8 +4,6 @@ Guests are ended by their processes' ids. It writes to the kernel's KSM, which s
 tests/lab/ksm.py.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Common pages are a file of the initramfs, which every guest unpacks; own ones ar
 itself, into a tmpfs. The kernel's package is unpacked, never installed.
 """
 
-from __future__ import annotations
-
 import random
 import re
 import shutil

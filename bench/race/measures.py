@@ -16,8 +16,6 @@ Pure: runs in, figures out. Definitions, the same for every contender:
   check scans, simulated); savings as the run holds them.
 """
 
-from __future__ import annotations
-
 import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ In: runs, their figures, goals. Out: Markdown text (pure), and a picture drawn b
 measures.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 

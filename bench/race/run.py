@@ -5,8 +5,6 @@ it is ready, start the clock and the first guest, follow the work's steps, take 
 the contender first.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

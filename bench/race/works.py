@@ -5,8 +5,6 @@ alone, so that KSM's counters see every page, and no contender pays for splittin
 QEMU's default, huge ones.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping

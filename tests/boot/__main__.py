@@ -4,8 +4,6 @@ It holds the KSM lock meanwhile and gives every setting of KSM back, whatever ha
 it was: the container writes into memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import subprocess

@@ -4,8 +4,6 @@ Each has libvirt, and plain files for KSM, so that this machine's is not touched
 each. The claims follow one roll-out in batches, in the middle of which one host fails.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """A Debian booted in a container over a root that stays as it was: the container writes into memory."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

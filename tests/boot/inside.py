@@ -4,8 +4,6 @@ Runs as root on the distribution's Python alone. A claim is a function whose doc
 return a figure to be told. One that fails does not keep the next from being tried.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -3,8 +3,6 @@
 The machine has AppArmor, systemd as its first process, and a KSM of its own. Guests are emulated in it, too.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The same claims as units.py's, on a host that has gone over from libvirtd to virtqemud."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What the package promises with two NUMA nodes, memory that is plugged in, and libvirt's access driver `polkit`."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

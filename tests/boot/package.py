@@ -4,8 +4,6 @@ The container has libvirt, and apt's cache has the distribution's ksmtuned. The 
 virtksm and back, then through an upgrade to the removal.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pwd

@@ -1,7 +1,5 @@
 """What the package promises in a machine with swap, whose guests rewrite what merges."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 virtksm is installed by the lines of docs/install.md.
 """
 
-from __future__ import annotations
-
 import os
 import pwd
 import re

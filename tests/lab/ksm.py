@@ -4,8 +4,6 @@ KSM is one global state of the machine. Whoever writes to it, or depends on it, 
 every value as it was: `KsmState.save` and `restore`. This is test code: the product itself never writes below /sys.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import re

@@ -1,7 +1,5 @@
 """A real Prometheus server of a test's own, and promtool: what the agent's metrics are judged by."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -5,8 +5,6 @@ In go a libvirt URI and a configuration; out come its log lines, in order, its e
 limit that only guards against hanging; no test may judge how long something took.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

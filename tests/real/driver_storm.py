@@ -4,8 +4,6 @@ libvirt's test driver sends lifecycle events as fast as its guests start and sto
 its guests and write to the fake of the port. Prints one JSON object. Usage: python driver_storm.py EVENTS
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

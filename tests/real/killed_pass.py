@@ -5,8 +5,6 @@ them one by one. Prints each step's name as it is done. Usage: python killed_pas
 with LAST_STEP 0 to run to the end.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

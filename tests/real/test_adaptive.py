@@ -1,7 +1,5 @@
 """The adaptive policy on the real kernel with real guests: all that can merge merges, then ksmd rests, or is off."""
 
-from __future__ import annotations
-
 import signal
 import time
 from typing import cast

@@ -1,7 +1,5 @@
 """Other writers and refusals on the real kernel: who set what is told apart, said once, and never fought for ever."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

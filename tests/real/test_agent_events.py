@@ -3,8 +3,6 @@
 Each step of its law adds one page to pages_to_scan (STEPPING_LAW), so the kernel itself counts the passes.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import subprocess

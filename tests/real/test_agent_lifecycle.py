@@ -1,7 +1,5 @@
 """The agent's own life on the real libvirt: its start without libvirt, a libvirtd that hangs, and every way to end."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

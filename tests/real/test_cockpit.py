@@ -3,8 +3,6 @@
 What only concerns the browser has an agent that is made up, and guests that do not run.
 """
 
-from __future__ import annotations
-
 import grp
 import json
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The page KSM, with administrative access, over an agent in the hands of somebody who means harm."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -3,8 +3,6 @@
 Its modules run in the browser, out of files: neither Cockpit nor KSM is needed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 It takes the KSM lock itself, so these tests hold it only to look at KSM before and after.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """`virtksm doctor` on the real kernel, a real libvirt and real guests: it says what is, and changes nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

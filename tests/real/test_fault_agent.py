@@ -1,7 +1,5 @@
 """Faults of the agent itself: killed at every step of a pass, stopped in the middle of one."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

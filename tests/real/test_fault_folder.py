@@ -1,7 +1,5 @@
 """Faults of the runtime folder under an agent: full, read-only, removed; and of the clock."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

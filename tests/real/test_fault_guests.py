@@ -1,7 +1,5 @@
 """Faults of guests under a pass: they vanish, appear, hang and are renamed while it runs."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

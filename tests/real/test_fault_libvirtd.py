@@ -1,7 +1,5 @@
 """Faults of libvirt's daemon: killed again and again, gone in the middle of a sweep, wedged."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """A journal that hangs: the real agent with a standard error that nobody reads, or not yet."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket

@@ -1,7 +1,5 @@
 """`virtksm fleet` over thirty hosts, of which some are dead, some stopped and some refuse; their KSM is plain files."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A scrape may be too late on a busy machine, and its host missing for a moment: it has two seconds, all is waited for.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing

@@ -1,7 +1,5 @@
 """`virtksm guest` on real guests: the kernel's own files say what has come of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """`virtksm guests` and `virtksm headroom` on real guests, with the kernel's own counters as witness."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """A real agent's history of real guests: it outlives the agent, also one that is killed."""
 
-from __future__ import annotations
-
 import argparse
 import stat
 import time

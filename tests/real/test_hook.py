@@ -5,8 +5,6 @@ and one-shots are stand-ins first (tests/lab/hook.py). Then a real agent and the
 each step of the law adds one page to pages_to_scan (STEPPING_LAW), so that the kernel itself counts the passes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Strangers' processes under a pass: they hold the lock that reading them takes, and call themselves guests."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A daemon of libvirt's that systemd starts at a connection, and that ends when nobody needs it (`--timeout`)."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """What a real systemd-journald keeps of the agent's entries; it has /run of its own, in a mount namespace."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

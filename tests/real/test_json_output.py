@@ -1,7 +1,5 @@
 """What every command really prints with --json is what docs/json-schema.json says, to the last field."""
 
-from __future__ import annotations
-
 import json
 import time
 from datetime import datetime

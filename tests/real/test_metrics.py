@@ -1,7 +1,5 @@
 """The agent's metrics, asked by a real Prometheus: they say what the status says, and asking costs no pass anything."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -3,8 +3,6 @@
 systemd's part, which is to write KSM's switch, is the test's; tests/boot/units.py has it do that itself.
 """
 
-from __future__ import annotations
-
 from subprocess import CompletedProcess
 
 import pytest

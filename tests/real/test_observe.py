@@ -1,7 +1,5 @@
 """The policy observe on the real kernel: others set KSM, the kernel's advisor too, and nothing of theirs is touched."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 import pytest

@@ -1,7 +1,5 @@
 """`virtksm pause` and private guests, on the real kernel and a real libvirt: off is off; the exposed are named."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

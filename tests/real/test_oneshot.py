@@ -1,7 +1,5 @@
 """`virtksm retune` without an agent, on the real libvirt and kernel: what it does, prints, exits with and imports."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

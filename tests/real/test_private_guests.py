@@ -1,7 +1,5 @@
 """Private guests are unmerged by the agent while they run: the kernel's own files say what has come of it."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Sequence

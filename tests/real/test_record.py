@@ -1,7 +1,5 @@
 """`virtksm trace record` of a real agent with real guests, and `virtksm trace replay` of what it has written."""
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What "a share of resident memory" rests on: the kernel counts merged pages as resident, and merged zero pages not."""
 
-from __future__ import annotations
-
 import psutil
 import pytest
 

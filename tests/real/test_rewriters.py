@@ -1,7 +1,5 @@
 """A guest that rewrites what merges is taken out of KSM by the agent for a day: the kernel's own files say so."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """`virtksm status` of a real agent, and who may ask for it; while libvirt is silent: test_metrics.py."""
 
-from __future__ import annotations
-
 import grp
 import json
 import signal

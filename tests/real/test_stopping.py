@@ -4,8 +4,6 @@ The table is the promise: each row is a command, each column what it meets. A co
 long it takes is not judged. None of it reaches libvirt, so KSM is not touched.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

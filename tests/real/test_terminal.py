@@ -3,8 +3,6 @@
 As root, as a member of the group and as nobody; with an agent, without one, without libvirt.
 """
 
-from __future__ import annotations
-
 import grp
 import shlex
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What huge pages give back when ksmd splits them, which no counter of KSM's tells: what it is, and would be."""
 
-from __future__ import annotations
-
 import json
 import re
 
