@@ -114,7 +114,7 @@ def started(daemon: PrivateLibvirtd, spec: PayloadGuest, payload: Path, changes:
         xml = xml.replace(found, text, 1)
     domain = connection.createXML(xml)
     try:
-        wait_settled(console, 60.0)
+        wait_settled(console, HANG_S)
         yield
     finally:
         domain.destroy()
