@@ -7,17 +7,19 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 COMMON = 0x636F6D6D
 OWN = 0x6F776E21
 DRIFTED = 0x64726966
 _PAGE_BYTES = 4096
+_PAGE_KIB = _PAGE_BYTES // 1024
 _FIRST_MIB = 2
 _PFN = (1 << 55) - 1
 _IS_PRESENT = 1 << 63
 _IS_ZERO_PAGE = 1 << 24
+_IS_KSM = 1 << 21
 _MAX_SHARERS = 256
 
 
@@ -34,31 +36,43 @@ def payload_pages(pid: int, *, memory_mib: int, pages: int) -> Iterator[bytes]:
 
 
 def zero_mapped_kib(pid: int) -> int:
-    """Tell how much of a process's anonymous memory is the kernel's zero page (pagemap.rst), for root to read.
+    """Tell how much of a process's anonymous memory is the kernel's zero page, for root to read.
 
     KSM shares no page of its own so often.
     """
-    frames = Counter[int]()
-    with (
-        Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap,
-        Path("/proc/kpageflags").open("rb", buffering=0) as flags,
-    ):
-        for low, high in _anonymous(Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")):
-            pages = (high - low) // _PAGE_BYTES
-            entries = struct.unpack(f"<{pages}Q", os.pread(pagemap.fileno(), pages * 8, low // _PAGE_BYTES * 8))
-            frames.update(entry & _PFN for entry in entries if entry & _IS_PRESENT)
-        zero_pages = sum(
-            count
-            for frame, count in frames.items()
-            if count > _MAX_SHARERS and struct.unpack("<Q", os.pread(flags.fileno(), 8, frame * 8))[0] & _IS_ZERO_PAGE
-        )
-    return zero_pages * _PAGE_BYTES // 1024
+    often = {frame: count for frame, count in _mapped_frames(pid).items() if count > _MAX_SHARERS}
+    return _flagged_kib(often, _IS_ZERO_PAGE)
+
+
+def merged_kib(pid: int) -> int:
+    """Tell how much of a process's anonymous memory is KSM's, as smaps does since Linux 6.7, for root to read."""
+    return _flagged_kib(_mapped_frames(pid), _IS_KSM)
 
 
 def page_identity(page: bytes) -> tuple[int, int, int, int]:
     """Tell index, generation, owner and kind of a page."""
     index, generation, owner, kind = struct.unpack_from("<4I", page)
     return index, generation, owner, kind
+
+
+def _mapped_frames(pid: int) -> Mapping[int, int]:
+    """Count how often a process maps each page frame (Documentation/admin-guide/mm/pagemap.rst)."""
+    frames = Counter[int]()
+    with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+        for low, high in _anonymous(Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")):
+            pages = (high - low) // _PAGE_BYTES
+            entries = struct.unpack(f"<{pages}Q", os.pread(pagemap.fileno(), pages * 8, low // _PAGE_BYTES * 8))
+            frames.update(entry & _PFN for entry in entries if entry & _IS_PRESENT)
+    return frames
+
+
+def _flagged_kib(frames: Mapping[int, int], flag: int) -> int:
+    with Path("/proc/kpageflags").open("rb", buffering=0) as flags:
+        return _PAGE_KIB * sum(
+            count
+            for frame, count in frames.items()
+            if struct.unpack("<Q", os.pread(flags.fileno(), 8, frame * 8))[0] & flag
+        )
 
 
 def _ram_address(maps: str, size_bytes: int) -> int:

@@ -10,11 +10,12 @@ import pytest
 
 from demo.guests import memory_device_xml
 from tests.lab.fixtures import GuestFactory
+from tests.lab.guest_memory import merged_kib
 from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentProcess
-from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, DIMM_MIB, OCCUPIED, TAINTED, merged_kib, taints, twin
+from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, DIMM_MIB, OCCUPIED, TAINTED, taints, twin
 from tests.real.test_off import declare_private
 from virtksm.agent.guest_switches import MAX_HANGING
 

@@ -8,11 +8,12 @@ import pytest
 from bench.sim.real_memory import COMMON, MergeableProcess
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest, tiny
+from tests.lab.guest_memory import merged_kib
 from tests.lab.hang import HANG_S
 from tests.lab.ksm import Ksm, merging_pages, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import UNSETTLED_LAW, AgentFactory, AgentProcess, wait_until_covered
-from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, merged_kib, twin
+from tests.real.test_guest import BESIDE_KIB, COMMON_MIB, MEMORY_MIB, twin
 from virtksm.host.local_facts import read_merged
 from virtksm.paths import LOCAL, RuntimePaths
 from virtksm.store.state import StateFile
