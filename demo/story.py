@@ -24,7 +24,7 @@ from virtksm.paths import RuntimePaths
 from virtksm.values import replace
 
 CONFIG = Config(adaptive=AdaptiveParams(engage="always"))
-SAMPLE_S = 0.5
+SAMPLE_S = 0.1
 GUEST_S = 2.5
 """What libvirt itself takes to start a guest (0.5 s) and to end it (2 s), measured on libvirt 9.0."""
 COMMON = PayloadGuest(name="virtksm-demo", memory_mib=128, common_mib=64, zero_mib=8, own_mib=24)

@@ -43,12 +43,15 @@ class LiveView:
         print(f"{self.now() - self.began_s:6.1f} s  {kind:<8} {printable(text)}", file=self.stream, flush=True)
 
     def saw(self, pages_sharing: int | None) -> None:
-        """Take a reading of pages_sharing; pages that were shared before the demonstration do not count."""
+        """Take a reading of pages_sharing.
+
+        What was shared before does not count, until ksmd forgets it: pages of guests that ended count till then.
+        """
         if pages_sharing is None:
             return
-        if self.pages_sharing_before is None:
-            self.pages_sharing_before = pages_sharing
-        self.saved_bytes = max(0, pages_sharing - self.pages_sharing_before) * self.page_bytes
+        before = pages_sharing if self.pages_sharing_before is None else self.pages_sharing_before
+        self.pages_sharing_before = min(pages_sharing, before)
+        self.saved_bytes = (pages_sharing - self.pages_sharing_before) * self.page_bytes
         self.max_saved_bytes = max(self.max_saved_bytes, self.saved_bytes)
 
     def render(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:

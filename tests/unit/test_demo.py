@@ -1,5 +1,6 @@
 """`python -m demo` where it must not or cannot run; the rest is tests/real/test_demo.py's."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from demo.__main__ import main
+from demo.view import LiveView
 from virtksm.errors import AlreadyRunning, ExitCode
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime, locked
@@ -74,3 +76,13 @@ def test_libvirt_is_not_imported_before_its_messages_have_a_file_to_go_to() -> N
     told = "import sys, demo.__main__; print('libvirt' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True, cwd=REPO)
     assert done.stdout == "False\n"
+
+
+def test_pages_of_guests_that_ended_are_no_saving_before_or_after_ksmd_forgets_them() -> None:
+    view = LiveView(stream=io.StringIO(), page_bytes=4096)
+    saved = []
+    for pages_sharing in (700, 700, 0, 300, 900, 100):
+        view.saw(pages_sharing)
+        saved.append(view.saved_bytes // 4096)
+    assert saved == [0, 0, 0, 300, 900, 100]
+    assert view.max_saved_bytes == 900 * 4096
