@@ -1,7 +1,12 @@
-"""All of virtksm, imported: what `forked` forks from."""
+"""All of virtksm, imported, and what it imports late: what `forked` forks from.
+
+As another user a fork may import nothing from a checkout in root's home.
+"""
 
 import importlib
 import pkgutil
+
+import libvirt_qemu  # noqa: F401
 
 import virtksm
 
