@@ -74,7 +74,8 @@ def test_libvirtd_killed_again_and_again_while_guests_come_and_go_costs_no_guest
     assert ksm.read("pages_to_scan") >= len(agent.lines("pass_completed"))
     assert agent.lines("foreign_value_found") == []
     now = calm_footprint(agent.pid)
-    assert now.held == warm.held
+    assert {*now.held} == {*warm.held}
+    assert now.descriptors - warm.descriptors <= 1, "of one connection that died, not of each, may be left to be freed"
     assert now.processes == count_processes(libvirtd, listed(libvirtd)) + 1, "ksmd is one, too"
     assert now.rss_kib - warm.rss_kib < MAX_GROWTH_KIB
     assert agent.stop() == 0
