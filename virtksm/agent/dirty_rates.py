@@ -27,9 +27,9 @@ MEASURE_S = 60
 PACE_S = 0.5
 """From one guest to the next (chosen)."""
 RETRY_S = 600.0
-"""What failed or hung is tried again (chosen)."""
+"""A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang beside the one out: with five, libvirtd reads no more of a client (chosen)."""
+"""Calls that may hang beside the one out: with five, libvirtd reads no more (chosen)."""
 
 
 def turn_every_s(guests: int) -> float:

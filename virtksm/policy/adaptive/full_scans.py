@@ -28,9 +28,9 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""What a batch may take, or twice that: `echo 0 > run` waits for its end (chosen)."""
+"""A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""The least cost of a page in sizing a batch (measured: 0.3 to 7 microseconds)."""
+"""A page's least cost in sizing a batch (measured: 0.3-7 microseconds)."""
 MAX_HOST_PERCENT = 25
 """max_cpu_percent by default, of each CPU; of four if unknown (reported: a core for ksmd stalls guests)."""
 SLACK_S = 0.02
@@ -40,18 +40,18 @@ FED_SLEEPS_MS = (60_000, 60_001)
 MIN_BATCH_PAGES = 1000
 """The smallest batch, some 7 ms (chosen)."""
 MIN_STILL_S = 0.1
-"""A batch is over when ksmd's CPU time stands still for ten ticks (USER_HZ)."""
+"""A batch is over when ksmd stands still for ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
 """Bounds of a page's cost."""
 MAX_MORE_FULL_SCANS = 13
-"""Full scans after which equal pages have met, if ever (docs/policies.md)."""
+"""Full scans until equal pages have met, if ever (docs/policies.md)."""
 MIN_COST_SHARE = 0.25
-"""The least cost of a full scan, of one that skips nothing (chosen)."""
+"""A full scan's least cost, of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
 """How often smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
-"""Weight of a cheaper full scan in the next estimate (chosen)."""
+"""Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S = 120.0
 """A full scan is given up after so long, and ten times its estimate (chosen)."""
 

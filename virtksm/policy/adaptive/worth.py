@@ -23,9 +23,9 @@ NEGLIGIBLE = 256
 MIN_WAIT_S = 0.25
 """No pass is asked for sooner (as coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {Growth.COMING: 0.1, Growth.STEADY: 1.0, Growth.SETTLED: 10.0}
-"""Seconds of ksmd that saving all memory for a second is worth, by growth (chosen)."""
+"""Seconds of ksmd's that saving all memory for a second is worth (chosen)."""
 PRESSING = 9.0
-"""Waiting costs so many times more, in addition, with no memory available (chosen)."""
+"""Waiting costs so much more, in addition, with no memory available (chosen)."""
 SETTLED_WAIT_S = 4.0
 """A settled backlog's wait on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
@@ -33,9 +33,9 @@ FIRST_MERGE_RATIO = 0.5
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
 MIN_MERGE_RATIO = 0.05
-"""The least expected of a backlog, so that something is scanned to learn from (chosen)."""
+"""The least expected of a backlog, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
-"""The least that is learned of any memory, so that it can rise again (chosen)."""
+"""The least learned of any memory, so that it can rise again (chosen)."""
 MAX_IMAGES = 32
 """So many images' merge ratios are kept, the newest (chosen)."""
 CHECK_COST = 3.0
