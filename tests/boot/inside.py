@@ -203,10 +203,10 @@ def here(*daemon: str) -> str:
     return f"{name} | {os.uname().release} | {Path(program).name} {version} | {platform.python_version()}"
 
 
-def report(claims: Claims) -> int:
-    """Say what is here, and try every claim; returns 1 if one does not hold."""
+def report(claims: Claims, *daemon: str) -> int:
+    """Say what is here (see `here`), and try every claim; returns 1 if one does not hold."""
     with REPORT.open("a", encoding="utf-8", buffering=1) as lines:
-        lines.write(f"here    {here()}\n")
+        lines.write(f"here    {here(*daemon)}\n")
         return try_claims(claims, lines.write)
 
 

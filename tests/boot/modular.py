@@ -35,4 +35,4 @@ def goes_over() -> None:
 CLAIMS: tuple[Callable[[], None], ...] = (goes_over, *units.CLAIMS)
 
 if __name__ == "__main__":
-    raise SystemExit(report(CLAIMS))
+    raise SystemExit(report(CLAIMS, f"{MODULAR}/usr/sbin/virtqemud"))

@@ -7,12 +7,12 @@ tools=(
     build-essential meson ninja-build pkgconf xsltproc libxml2-utils python3-docutils
     libglib2.0-dev libgnutls28-dev libxml2-dev libtirpc-dev # what libvirt does not build without
     libacl1-dev libapparmor-dev libattr1-dev libcap-ng-dev libdevmapper-dev libnl-3-dev libnl-route-3-dev libnuma-dev
-    libpciaccess-dev libsystemd-dev libudev-dev libyajl-dev
+    libpciaccess-dev libsasl2-dev libsystemd-dev libudev-dev libyajl-dev
     dmidecode iproute2
 )
 features=(
     apparmor apparmor_profiles attr capng driver_libvirtd driver_qemu driver_remote driver_secrets libnl numactl pciaccess
-    polkit secdriver_apparmor udev yajl
+    polkit sasl secdriver_apparmor udev yajl
 )
 
 sed -n 's/^deb /deb-src /p' /etc/apt/sources.list >/etc/apt/sources.list.d/source.list

@@ -23,7 +23,7 @@ PROGRESS = re.compile(r"\r[^\r\n]*\x1b\[K\r")
 MASKS = (
     (r"\n {11}(?=\S)", " "),  # a hanging line
     (r"/tmp/(va|vk)[a-z0-9_]{8}", r"/tmp/\1"),  # temporary folders
-    (r"qemu(\+unix)?:///system\?socket=/tmp/vk/run/libvirt/(libvirt|virtqemud)-sock ?", "URI"),
+    (r"qemu(\+unix)?:///system\?socket=/tmp/vk/run/libvirt/(libvirt|virtqemud)-soc ?k ?", "URI"),  # cut at 80 columns
     (r"(?m)^(Last hour|ksmd|Other) .*\n", ""),
     (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
     (r"-?\d+(\.\d+)?", "N"),

@@ -250,7 +250,7 @@ def test_a_user_without_rights_is_told_which_right_lacks(
     libvirtd.root.chmod(0o711)
     agent_home.folder.chmod(0o755)
     options = agent_home.command("--config", str(agent_home.config))[1:]
-    read_only = libvirtd.uri.replace("libvirt-sock", "libvirt-sock-ro")
+    read_only = f"{libvirtd.uri}-ro"  # it ends with the socket
     shown = run_as_nobody(*options, "guest", "show", "one", "--connect", read_only)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "CAP_SYS_PTRACE" in shown.stdout
