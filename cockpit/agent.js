@@ -66,7 +66,7 @@ function askAt(path, request, superuser, withinMs) {
         channel.addEventListener("close", (_event, options) => {
             window.clearTimeout(timer);
             try {
-                resolve(parseAnswer(received, options.problem));
+                resolve(parseAnswer(received, options));
             } catch (problem) {
                 reject(problem);
             }
@@ -75,9 +75,9 @@ function askAt(path, request, superuser, withinMs) {
     });
 }
 
-function parseAnswer(text, trouble) {
+function parseAnswer(text, closed) {
     if (!text.endsWith("\n"))
-        throw socketProblem(trouble);
+        throw socketProblem(closed);
     let answer;
     try {
         answer = JSON.parse(text);
@@ -93,14 +93,15 @@ function parseAnswer(text, trouble) {
         : "the agent answers nothing of use");
 }
 
-function socketProblem(trouble) {
-    if (trouble === "not-found" || trouble === "terminated")
-        return new Problem(NO_AGENT, "no agent runs");
-    if (trouble === "access-denied" || trouble === "authentication-failed")
+/* Cockpit's bridge in Python (since 297) tells in its message alone that a socket is closed to this user. */
+function socketProblem({ problem, message }) {
+    if (problem === "access-denied" || problem === "authentication-failed" || /^\[Errno 13\]/.test(message))
         return new Problem(DENIED, "you may not ask the agent");
-    if (trouble === "timeout")
+    if (problem === "not-found" || problem === "terminated")
+        return new Problem(NO_AGENT, "no agent runs");
+    if (problem === "timeout")
         return new Problem(FAILED, "the agent does not answer: see `systemctl status virtksm`");
-    return new Problem(FAILED, `the agent's answer broke off (${trouble || "it closed the connection"})`);
+    return new Problem(FAILED, `the agent's answer broke off (${problem || "it closed the connection"})`);
 }
 
 /* Run a virtksm command and return what it prints. */

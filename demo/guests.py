@@ -1,6 +1,6 @@
 """Payload guests: tiny real virtual machines whose memory content is known to the page.
 
-In: a description of a guest (`PayloadGuest`), the payload kernel built by script/build-guest and an open libvirt
+In: a description of a guest (`PayloadGuest`), the payload kernel built by bench/guest/build and an open libvirt
 connection. Out: a running transient domain, and the moment at which its memory is filled. Used by tests and benchmarks,
 too. It must not import libvirt (the caller's connection is all it needs), read KSM, or decide how long a guest lives.
 What each option does to the guest's pages is told in bench/guest/payload.c.

@@ -1,11 +1,11 @@
-"""The documents' tables and the JSON Schema, as the program has them: `python -m manual.references` rewrites them.
+"""The documents' lists and the JSON Schema, as the program has them: `python -m manual.references` rewrites them.
 
-A table stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+A list stands between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -25,12 +25,10 @@ def metrics_list() -> str:
     )
 
 
-def checks_table() -> str:
+def checks_list() -> str:
     """Return every check of doctor, by group."""
     groups = groupby(CHECKS, key=lambda one: one.group)
-    return _table(
-        ("group", "checks"), ((group, ", ".join(f"`{one.name}`" for one in checks)) for group, checks in groups)
-    )
+    return "".join(f"- {group}: {', '.join(f'`{one.name}`' for one in checks)}\n" for group, checks in groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,25 +70,25 @@ def constants_list() -> str:
     )
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "checks": ("reference.md", checks_table),
+LISTS: dict[str, tuple[str, Callable[[], str]]] = {
+    "checks": ("reference.md", checks_list),
     "constants": ("constants.md", constants_list),
     "metrics": ("metrics.md", metrics_list),
 }
 """By name: the document that has it, and what makes it."""
 
 
-def filled(document: str, name: str, table: str) -> str:
-    """Return a document with a table at its place; raises ValueError if there is none."""
+def filled(document: str, name: str, text: str) -> str:
+    """Return a document with a list at its place; raises ValueError if there is none."""
     place = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     if len(place.findall(document)) != 1:
         raise ValueError(f"no one place for {name}")
-    return place.sub(lambda found: found[1] + table + found[2], document)
+    return place.sub(lambda found: found[1] + text + found[2], document)
 
 
 def rewritten() -> Iterator[tuple[Path, str]]:
-    """Yield each document that has a table, and its text as it should be."""
-    for name, (document, make) in TABLES.items():
+    """Yield each document that has a list, and its text as it should be."""
+    for name, (document, make) in LISTS.items():
         path = DOCS / document
         yield path, filled(path.read_text(encoding="utf-8"), name, make())
     yield DOCS / "json-schema.json", json_schema()
@@ -104,11 +102,6 @@ def _has_number(value: ast.expr) -> bool:
 
 def _labels(metric: Metric) -> str:
     return f"{{{','.join(metric.labels)}}}" if metric.labels else ""
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", r"\|") for cell in row) for row in rows)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 
 from tests.boot.inside import here
 from tests.lab.kernel import KERNEL, Kernel, needs_of
+from tests.lab.libvirtd import daemon_under_test
 from tests.tried import PROJECT, keep
 
 pytest_plugins = ["tests.not_applicable"]
@@ -67,9 +68,8 @@ class EverythingRan:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if self._part is not None and session.config.rootpath == PROJECT:  # no suite of a test's
             result = "passed" if session.exitstatus == pytest.ExitCode.OK else "FAILED"
-            keep(
-                f"({self._part})" if self._part in SUITE else self._part, here(), f"{len(self._passed)} tests, {result}"
-            )
+            run, daemon = run_and_daemon(self._part)
+            keep(run, here(*daemon), f"{len(self._passed)} tests, {result}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._not_applicable:
@@ -81,6 +81,15 @@ class EverythingRan:
             terminalreporter.section("not everything ran", red=True)
             for complaint in self._complaints:
                 terminalreporter.line(complaint)
+
+
+def run_and_daemon(part: str) -> tuple[str, list[str]]:
+    """Return the arguments of script/test that this part is a run of, and the command of the daemon under test."""
+    daemon = daemon_under_test()
+    command = ["env", *(f"{name}={value}" for name, value in daemon.environment.items()), daemon.program]
+    if part not in SUITE:
+        return part, command
+    return f"({part})" if daemon.name == "libvirtd" else f"modular ({part})", command
 
 
 def compare(items: list[pytest.Item], kernel: Kernel, table: dict[str, list[str]]) -> list[str]:

@@ -1,10 +1,12 @@
 """The table of docs/tried.md: each whole run of a suite, and each run of claims, keeps its row in build/tried.
 
-`python -m tests.tried` puts those rows into the document, each in the place of an earlier one of its run.
+`python -m tests.tried` puts those rows into the document, each in the place of an earlier one of its run and userland.
+The names of the files there mean nothing to it: rows of a checkout on another userland may lie beside them.
 """
 
 import re
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,12 +31,24 @@ def keep_claims(run: str, report: Path, rows: Path = ROWS) -> None:
     keep(run, here[1] if here else UNKNOWN, result[0] if result else "did not end", rows)
 
 
-def merged(document: str, rows: dict[str, str]) -> str:
-    """Return the document with these rows, by run, in the order of the runs' names."""
+def merged(document: str, rows: Iterable[str]) -> str:
+    """Return the document with these rows, in the order of runs and userlands.
+
+    A run that did not get as far as telling where it was takes no other's place, and gives up its own to any.
+    """
     head, mark, table = document.partition("| --- |")
     first, *lines = table.splitlines()
-    had = {line.split(" | ", 1)[0]: line for line in lines if line.startswith("|")}
-    return f"{head}{mark}{first}\n" + "".join(f"{line}\n" for _, line in sorted((had | rows).items()))
+    had = {key(line): line for line in lines if line.startswith("|")}
+    new = {key(row): row for row in rows}
+    again = {(run, "") for run, _ in new}
+    kept = {place: line for place, line in had.items() if place not in again}
+    return f"{head}{mark}{first}\n" + "".join(f"{line}\n" for _, line in sorted((kept | new).items()))
+
+
+def key(row: str) -> tuple[str, str]:
+    """Return a row's run and userland."""
+    run, userland, *_ = (cell.strip() for cell in row.strip("| ").split("|"))
+    return run, userland
 
 
 def main(arguments: list[str]) -> None:
@@ -43,9 +57,8 @@ def main(arguments: list[str]) -> None:
         run, report = arguments
         keep_claims(run, Path(report))
         return
-    lines = [path.read_text(encoding="utf-8").strip() for path in ROWS.iterdir()]
-    text = merged(DOCUMENT.read_text(encoding="utf-8"), {line.split(" | ", 1)[0]: line for line in lines})
-    DOCUMENT.write_text(text, encoding="utf-8")
+    rows = [path.read_text(encoding="utf-8").strip() for path in ROWS.iterdir()]
+    DOCUMENT.write_text(merged(DOCUMENT.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of what was tried where: a run's row takes the place of its earlier one."""
+"""The table of what was tried where: a run's row takes the place of its earlier one on the same userland."""
 
 from pathlib import Path
 
@@ -6,14 +6,30 @@ import pytest
 
 from tests import tried
 
-HEAD = "# Tried\n\n| run | result |\n| --- | --- |\n"
+HEAD = "# Tried\n\n| run | userland | result |\n| --- | --- | --- |\n"
+A = "| `a` | Debian 12 | 2 of 2 |"
+B = "| `b` | Debian 12 | 1 of 2 |"
+B_AGAIN = "| `b` | Debian 12 | 2 of 2 |"
+B_ELSEWHERE = "| `b` | Debian 13 | 1 of 2 |"
+B_NOWHERE = f"| `b` | {tried.UNKNOWN} | did not end |"
 
 
-def test_a_run_s_row_takes_the_place_of_its_earlier_one() -> None:
-    old = {"| `b`": "| `b` | 1 of 2 |", "| `a`": "| `a` | 2 of 2 |"}
-    document = tried.merged(HEAD, old)
-    assert document == f"{HEAD}| `a` | 2 of 2 |\n| `b` | 1 of 2 |\n"
-    assert tried.merged(document, {"| `b`": "| `b` | 2 of 2 |"}) == f"{HEAD}| `a` | 2 of 2 |\n| `b` | 2 of 2 |\n"
+@pytest.mark.parametrize(
+    ("had", "new", "becomes"),
+    [
+        ([], [B, A], [A, B]),
+        ([A, B], [B_AGAIN], [A, B_AGAIN]),
+        ([A, B], [B_ELSEWHERE], [A, B, B_ELSEWHERE]),
+        ([B, B_ELSEWHERE], [B_AGAIN], [B_AGAIN, B_ELSEWHERE]),
+        ([A, B], [B_NOWHERE], [A, B_NOWHERE, B]),
+        ([A, B_NOWHERE, B], [B_ELSEWHERE], [A, B, B_ELSEWHERE]),
+    ],
+)
+def test_a_run_s_row_takes_the_place_of_its_earlier_one_on_the_same_userland(
+    had: list[str], new: list[str], becomes: list[str]
+) -> None:
+    document = tried.merged(HEAD, had)
+    assert tried.merged(document, new) == "\n".join([HEAD.rstrip(), *becomes, ""])
 
 
 @pytest.mark.parametrize(

@@ -192,12 +192,15 @@ def owner_of(pid: int) -> str:
     return pwd.getpwuid(Path(f"/proc/{pid}").stat().st_uid).pw_name
 
 
-def here() -> str:
-    """Return what is here, as cells of the table in docs/tried.md: userland, kernel, libvirt and Python."""
+def here(*daemon: str) -> str:
+    """Return what is here, as cells of the table in docs/tried.md: userland, kernel, libvirt and Python.
+
+    `daemon` is the command of libvirt's, where it is not the installed one.
+    """
     release = platform.freedesktop_os_release()
-    libvirt = run(libvirt_daemon(), "--version").split()[-1]
+    program, *_, version = run(*(daemon or (libvirt_daemon(),)), "--version").split()
     name = f"{release['NAME'].removesuffix(' GNU/Linux')} {release['VERSION_ID']}"
-    return f"{name} | {os.uname().release} | {libvirt_daemon()} {libvirt} | {platform.python_version()}"
+    return f"{name} | {os.uname().release} | {Path(program).name} {version} | {platform.python_version()}"
 
 
 def report(claims: Claims) -> int:

@@ -6,8 +6,7 @@ vm=$PWD/build/vm
 # A kernel, the Debian that it is of, and that of the userland: Debian 11's Python and libvirt are too old.
 declare -A suites=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie [sid]=sid)
 declare -A userlands=([5.10]=bookworm [6.1]=bookworm [6.12]=trixie [sid]=trixie)
-# Machines that have more, with Linux 6.1: QEMU's options. Their claims are tests/boot/NAME.py. `selinux` has a root of its
-# own, on top of the plain one.
+# Other machines, with Linux 6.1: QEMU's options. Their claims are tests/boot/NAME.py. NumPy needs the suite's cx16.
 declare -A machines=(
     [numa]="-m 2048,slots=1,maxmem=4G
         -object memory-backend-ram,id=n0,size=1G,merge=off -numa node,nodeid=0,cpus=0,memdev=n0
@@ -16,19 +15,21 @@ declare -A machines=(
         -device virtio-mem-pci,memdev=plug,node=0,requested-size=256M"
     [swap]="-m 1536"
     [selinux]="-m 2048"
+    [suite]="-m 7168 -cpu max,-erms,-smap,-la57"
 )
 # What the disk needs; ext4 is built into Debian's kernels for virtual machines, 9p is not there at all.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
 
-choose_machine() { # choose_machine NAME: sets kernel, claims, options, the userland's suite, root, packaged and log
-    kernel=$1 claims=machine options=(-m 2048)
+choose_machine() { # choose_machine NAME: sets kernel, claims, options, booted, limit_s, suite (its userland's), root, packaged, log
+    kernel=$1 claims=machine options=(-m 2048) booted=() limit_s=3600
     if [[ -n ${machines[$1]:-} ]]; then
         kernel=6.1 claims=$1
         read -r -d '' -a options <<<"${machines[$1]}" || true
     fi
+    [[ $1 != selinux ]] || booted=(security=selinux enforcing=1)
+    [[ $1 != suite ]] || limit_s=$((5 * 3600))
     suite=${userlands[$kernel]:-}
-    plain=build/vm/$suite root=build/vm/$suite packaged=build/boot/package-$suite log=build/vm/build.log booted=()
-    [[ $1 != selinux ]] || { root+=-selinux && booted=(security=selinux enforcing=1); }
+    root=build/vm/$suite packaged=build/boot/package-$suite log=build/vm/build.log
     [[ -n $suite ]]
 }
 
@@ -36,7 +37,7 @@ choose_machine() { # choose_machine NAME: sets kernel, claims, options, the user
 # made in the domain of root's shell.
 fill_for_selinux() { # fill_for_selinux NEW
     local unit=$1/etc/systemd/system/machine@selinux.service.d
-    rm -rf "$root" "$1" && cp -a "${plain:?}" "$1" &&
+    rm -rf "$root" "$1" && cp -a "${machine:?}" "$1" &&
         inside "$1" apt-get -q update &&
         inside "$1" apt-get -q -y install --no-install-recommends policycoreutils selinux-policy-default selinux-utils &&
         inside "$1" apt-get -q clean &&
@@ -99,7 +100,7 @@ copy_module() { # copy_module MADE MODULE FOLDER: nothing where the kernel has i
 # The root as a disk, made anew when the root was.
 ensure_image() {
     [[ ! $root.img -nt $root.stamp ]] || return 0
-    rm -f "$root.img.new" && truncate -s 3G "$root.img.new" &&
+    rm -f "$root.img.new" && truncate -s "$(($(du -sm "$root" | cut -f 1) + 2048))M" "$root.img.new" &&
         mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=0,root_owner=0:0 -d "$root" "$root.img.new" &&
         mv "$root.img.new" "$root.img"
 }
@@ -117,7 +118,7 @@ boot_machine() { # boot_machine NAME: print what its claims say; fails unless al
         printf '%s\0' build/payload.elf build/packages/deb/virtksm_*.deb &&
         find "build/vm/$kernel" -name '*.ko' -print0; } |
         tar -c --null --files-from=- >"$out/checkout.tar"
-    timeout --foreground "${LIMIT_S:-3600}" qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi \
+    timeout --foreground "$limit_s" qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi \
         -cpu max,-cx16,-erms,-smap,-la57 -smp 2 "${options[@]}" -nodefaults -display none -no-reboot \
         -kernel "$vm/$kernel/vmlinuz" -initrd "$vm/$kernel/initrd" -append "$said ${booted[*]} systemd.wants=machine@$claims.service" \
         -drive "file=$root.img,format=raw,if=virtio,snapshot=on" \

@@ -96,6 +96,14 @@ fill_for_machine() { # fill_for_machine NEW
         done
 }
 
+# Of the root of the other machines: a clone in root's home, set up.
+fill_for_suite() { # fill_for_suite NEW
+    rm -rf "$root" "$1" && cp -a "${machine:?}" "$1" &&
+        git clone --quiet . "$1/root/virtksm" &&
+        { inside "$1" /root/virtksm/script/setup || { cat "$1/root/virtksm/build/setup.log" && return 1; }; } &&
+        inside "$1" apt-get -q clean
+}
+
 fill_with_modular_daemons() { # fill_with_modular_daemons NEW: what they are in /, and nothing else
     local build=$1.build
     bootstrap "$build" python3 &&

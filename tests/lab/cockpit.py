@@ -4,7 +4,8 @@ Everything lives in one mount namespace, in which /etc/virtksm, /run/virtksm and
 folder's and so nobody else's, and libvirt's sockets those of the private libvirtd: the page, the command that it runs
 and the agent all use their ordinary paths, and `qemu:///system`. There is no login:
 `cockpit-ws --local-session` serves one session, root's or that of a user without rights, to whoever connects.
-Neither systemd nor D-Bus is needed. Processes are ended by their handles, and end with the process that started them.
+The system's bus is one of its own, with nobody on it: without any, Cockpit's bridge ends when it is asked a second time
+(337, Debian 13). Processes are ended by their handles, and end with the process that started them.
 """
 
 import fcntl
@@ -29,6 +30,19 @@ NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
 URI = "qemu:///system"
 LOCK_PATH = Path("/run/lock/virtksm-cockpit.lock")
+BUS = """\
+<busconfig>
+  <type>system</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*" eavesdrop="true"/>
+    <allow eavesdrop="true"/>
+  </policy>
+</busconfig>
+"""
 # Folder in the temporary folder, and what it covers.
 _COVERED = {"etc": "/etc/virtksm", "run": "/run/virtksm", "lib": "/var/lib/virtksm"}
 
@@ -66,6 +80,10 @@ class CockpitHost:
     def prefix(self) -> list[str]:
         """Tell what to put before a command that is to run in the namespace."""
         return ["nsenter", f"--mount=/proc/{self._processes[0].pid}/ns/mnt", "--"]
+
+    @property
+    def _bus(self) -> str:
+        return f"unix:path={self._folder / 'bus'}"
 
     def serve(self, *, as_nobody: tuple[int, ...] | None = None) -> str:
         """Start a Cockpit with one session and return its address.
@@ -125,6 +143,10 @@ class CockpitHost:
         with holder.stdout as pipe:
             if pipe.readline() != b"ready\n":
                 raise CockpitFailed("the mount namespace could not be made")
+        bus = self._folder / "bus.conf"
+        bus.write_text(BUS.format(address=self._bus), encoding="ascii")
+        self._start(["dbus-daemon", f"--config-file={bus}", "--nofork", "--nopidfile"], subprocess.DEVNULL)
+        wait_until((self._folder / "bus").exists, HANG_S, "the bus to listen")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,6 +183,7 @@ class CockpitHost:
             },
             "PATH": f"{self._folder / 'bin'}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self._folder),
+            "DBUS_SYSTEM_BUS_ADDRESS": self._bus,
             "XDG_DATA_HOME": str(self._folder / "share"),
         }
 

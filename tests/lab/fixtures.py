@@ -192,7 +192,7 @@ def ksm() -> Iterator[Ksm]:
 @pytest.fixture(scope="session")
 def payload() -> Path:
     """Build the payload guest, if need be."""
-    subprocess.run([REPO / "script" / "build-guest"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([REPO / "bench" / "guest" / "build"], check=True, stdout=subprocess.DEVNULL)
     return REPO / "build" / "payload.elf"
 
 

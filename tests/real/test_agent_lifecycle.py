@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -182,7 +183,8 @@ def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(
     assert "guests go on running" in failed["remedy"]
     done = agent.home.run("retune", "--connect", agent.uri)
     assert done.returncode == 3
-    assert f"listing the guests: no answer within {SLOWER} s" in done.stderr
+    # By the time limit, the first pass waits for the list, or goes on with an earlier one and has not returned.
+    assert re.search(rf"listing the guests: no answer within {SLOWER} s|an earlier call: pass", done.stderr)
     libvirtd.resume()
     retune = ("retune", "--connect", agent.uri)
     wait_until(lambda: agent.home.run(*retune).returncode == 0, HANG_S, "the abandoned pass to end")

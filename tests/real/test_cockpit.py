@@ -5,6 +5,7 @@ What only concerns the browser has an agent that is made up, and guests that do 
 
 import grp
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ def made_up(host: CockpitHost) -> Iterator[CockpitHost]:
     host.home.runtime_dir.mkdir(exist_ok=True)
     with HostileAgent(host.home.runtime_dir):
         yield host
+
+
+def not_of_sockets(complaints: list[str]) -> list[str]:
+    """Leave out sockets that were not there, or closed, which Cockpit's bridge in Python has the browser say."""
+    return [one for one in complaints if not re.match(r"warning: \[Errno (2|13)\] ", one)]
 
 
 def told(host: CockpitHost, *arguments: str) -> Json:
@@ -302,7 +308,7 @@ def test_without_administrative_access_it_shows_all_and_changes_nothing(
     assert not host.home.drop_in.exists()
     assert not agent.lines("config_reloaded")
     assert not [line for line in agent.lines("pass_completed") if "retune" in line["triggers"]]
-    assert looked.complaints == []
+    assert not_of_sockets(looked.complaints) == []
 
     stranger = visit(host.serve(as_nobody=())).page
     expect(stranger.locator("#notices")).to_contain_text("You may not ask the agent")
@@ -335,7 +341,7 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     (host.home.folder / "bin" / "virtksm").unlink()
     agent.stop()
     expect(notices).to_contain_text("virtksm is not installed")
-    assert looked.complaints == []
+    assert not_of_sockets(looked.complaints) == []
 
 
 def test_it_is_a_page_of_cockpits_shell(made_up: CockpitHost, browser: Browser) -> None:

@@ -138,11 +138,13 @@ def test_a_libvirtd_wedged_before_the_connection_costs_one_thread_and_is_found_w
         first = agent.wait_for("libvirt_unreachable")
         assert f"open: no answer within {SLOWER} s" in first["error"]
         again = agent.wait_for("libvirt_unreachable")
-        assert "still waiting for open" in again["error"]
+        assert "still waiting for an earlier call: open" in again["error"]
         wedged = still_footprint(agent.pid)
         with ThreadPoolExecutor() as pool:
             for done in pool.map(lambda _: agent.home.run("retune", "--connect", agent.uri), range(6)):
-                assert (done.returncode, "still waiting for open" in done.stderr) == (3, True), "it answers at once"
+                assert (done.returncode, "still waiting for an earlier call: open" in done.stderr) == (3, True), (
+                    "it answers at once"
+                )
         told = agent.home.told("status")["libvirt"]
         assert (told["connected"], told["answers"]) == (False, False)
         assert told["waiting_for"] in ("a connection", "open")

@@ -25,8 +25,11 @@ from virtksm.agent.metrics.server import MAX_CLIENTS
 
 pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ksm")]
 
-MAX_RSS_KIB = 50 * 1024
-"""45 MiB is the goal without metrics (docs/benchmarks.md), and the library with what it imports costs 3 more."""
+MAX_RSS_KIB = 54 * 1024
+"""45 MiB is the goal without metrics (docs/benchmarks.md), and the library with what it imports costs 3 more.
+
+Debian 13's shared libraries, libcrypto and Python above all, take 3 MiB more than Debian 12's.
+"""
 SHARES = (
     "sum(virtksm_guest_saved_bytes) + sum(virtksm_guests_other_saved_bytes) + sum(virtksm_unattributed_saved_bytes)"
 )

@@ -59,7 +59,7 @@ def test_a_call_over_its_limit_is_abandoned_and_the_next_ones_fail_at_once_until
     goes_on, was_called, late = threading.Event(), threading.Event(), list[Waiting | None]()
     with pytest.raises(SensingFailed, match=r"^hanging: no answer within 0\.01 s$"):
         calls.run("hanging", goes_on.wait, SHORT_S, late=lambda _error: late.append(calls.waiting))
-    with pytest.raises(SensingFailed, match=r"^next: still waiting for hanging$"):
+    with pytest.raises(SensingFailed, match=r"^next: still waiting for an earlier call: hanging$"):
         calls.run("next", was_called.set, 60.0)
     assert not was_called.is_set()
     assert calls.waiting is not None

@@ -94,7 +94,7 @@ async def test_a_call_over_its_limit_is_abandoned_and_the_next_fail_at_once_with
     await over(calls, let_go.wait)
     threads = threading.active_count()
     for _ in range(3):
-        with pytest.raises(LibvirtTimeout, match="next: still waiting for slow"):
+        with pytest.raises(LibvirtTimeout, match="next: still waiting for an earlier call: slow"):
             await calls.run("next", lambda: 1, HANG_S)
     assert threading.active_count() == threads
     let_go.set()
@@ -117,7 +117,7 @@ async def test_when_the_abandoned_call_returns_its_result_is_discarded_what_is_o
 
     with pytest.raises(LibvirtTimeout):
         await calls.run("open", hang, AT_ONCE_S, discard=discard)
-    with pytest.raises(LibvirtTimeout, match="close: still waiting for open"):
+    with pytest.raises(LibvirtTimeout, match="close: still waiting for an earlier call: open"):
         await calls.run("close", closed.set, HANG_S, is_deferred=True)
     assert (taken, closed.is_set()) == ([], False)
     let_go.set()

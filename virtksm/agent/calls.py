@@ -56,7 +56,7 @@ class BlockingCalls:
             if self.waiting is not None:
                 if is_deferred:
                     self._deferred.append(call)
-                raise self._timeout_error(f"{what}: still waiting for {self.waiting.what}")
+                raise self._timeout_error(f"{what}: still waiting for an earlier call: {self.waiting.what}")
             loop = asyncio.get_running_loop()
             future: asyncio.Future[Result] = loop.create_future()
             thread = threading.Thread(

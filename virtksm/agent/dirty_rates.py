@@ -25,11 +25,11 @@ from virtksm.policy.adaptive.changes import BLIND_S
 MEASURE_S = 60
 """Between the two samples: libvirt's longest."""
 PACE_S = 0.5
-"""From one guest's turn to the next guest's (chosen)."""
+"""From one guest to the next (chosen)."""
 RETRY_S = 600.0
-"""When a measurement that failed or hung is tried again (chosen)."""
+"""A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang beside the one that is out: with five, libvirtd reads no more of a client (chosen)."""
+"""Calls that may hang beside the one out: with five, libvirtd reads no more (chosen)."""
 
 
 def turn_every_s(guests: int) -> float:

@@ -115,6 +115,13 @@ class HelpText(argparse.RawDescriptionHelpFormatter):
     ) -> None:
         super().add_usage(usage, [one for one in actions if one.dest not in NOT_IN_USAGE], groups, prefix)
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """Write `-c, --connect URI`, as Python 3.13 does by itself and older ones do not."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
 
 class Parser(argparse.ArgumentParser):
     """The parser of one command, with the common options."""

@@ -53,7 +53,7 @@ class BoundedCalls:
         When it returns after all, or fails, its thread calls `late`, with its exception.
         """
         if (waiting := self.waiting) is not None:
-            raise self._timeout_error(f"{what}: still waiting for {waiting.what}")
+            raise self._timeout_error(f"{what}: still waiting for an earlier call: {waiting.what}")
         began_s, is_over, results, errors = time.monotonic(), threading.Event(), list[Result](), list[BaseException]()
 
         def work() -> None:

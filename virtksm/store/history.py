@@ -130,7 +130,7 @@ class HistoryFile:
         return tuple(line for (line,) in self._read(DECISIONS, limit)[::-1])
 
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
-        with closing(_open(self.path)) as database, database:
+        with _opened(self.path) as database, database:
             database.execute("BEGIN IMMEDIATE")
             if _version(database) == 0:
                 for statement in (*TABLES.values(), f"PRAGMA user_version = {SCHEMA}"):
@@ -211,18 +211,21 @@ def _prepare(path: str) -> None:
         os.close(descriptor)
 
 
-def _open(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
-    database.execute("PRAGMA journal_mode = DELETE")
-    database.execute("PRAGMA synchronous = NORMAL")
-    database.execute("PRAGMA trusted_schema = OFF")
-    return database
+@contextmanager
+def _opened(path: str) -> Iterator[sqlite3.Connection]:
+    """Lend a database; closed also if the file is found damaged on the way."""
+    file = f"file:{quote(path)}?mode=rw"
+    with closing(sqlite3.connect(file, uri=True, timeout=BUSY_S, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA trusted_schema = OFF")
+        yield database
 
 
 def _is_sound(path: str) -> bool:
     """Tell whether the file is new or a whole history of this version; an interrupted write is rolled back here."""
     try:
-        with closing(_open(path)) as database:
+        with _opened(path) as database:
             is_known = _version(database) == 0 or _is_ours(database)
             return is_known and database.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:

@@ -65,9 +65,9 @@ if TYPE_CHECKING:
 NAME = "adaptive"
 
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
-"""How often to sense guests' memory while idle: libvirt's figures cost 2-5 ms a guest (measured)."""
+"""Between two sensings while idle: libvirt takes 2-5 ms a guest (measured)."""
 SETTLING_WATCH_S = 0.5
-"""The same while memory settles (chosen)."""
+"""While memory settles (chosen)."""
 
 
 class AdaptivePolicy:

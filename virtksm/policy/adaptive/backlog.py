@@ -17,7 +17,7 @@ from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared,
 from virtksm.values import replace
 
 PAYS_COST = 300.0
-"""What has merged pays if it lasts so many times a full scan's cost (chosen)."""
+"""What has merged pays if it lasts so many full scans' cost (chosen)."""
 
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:

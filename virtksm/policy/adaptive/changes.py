@@ -23,9 +23,9 @@ REWRITTEN = CHANGED + "rewritten"
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
-"""Unmeasured memory is assumed to change once in so long (chosen)."""
+"""Unmeasured memory changes once in so long (chosen)."""
 UNSEEN_SHARE = 1 / 64
-"""The assumed share of unseen other processes in the host's memory (chosen)."""
+"""Unseen other processes hold this share of memory (chosen)."""
 
 
 def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, float]:

@@ -28,32 +28,32 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""What a batch may take, twice that where its pages are expensive: `echo 0 > run` waits for its end (chosen)."""
+"""A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
 CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""The least cost of a page when a batch is sized (measured: 0.3 to 7 microseconds)."""
+"""A page's least cost in sizing a batch (measured: 0.3-7 microseconds)."""
 MAX_HOST_PERCENT = 25
-"""max_cpu_percent by default, of each CPU; of four if unknown (a core for ksmd stalls guests: reported)."""
+"""max_cpu_percent by default, of each CPU; of four if unknown (reported: a core for ksmd stalls guests)."""
 SLACK_S = 0.02
-"""From a batch's estimated end to the next batch (chosen)."""
+"""From a batch's estimated end to the next (chosen)."""
 FED_SLEEPS_MS = (60_000, 60_001)
-"""sleep_millisecs during a full scan, in turn: a changed value wakes ksmd (measured)."""
+"""sleep_millisecs of batches, in turn: a change wakes ksmd (measured)."""
 MIN_BATCH_PAGES = 1000
-"""The smallest batch, some 7 ms of ksmd's (chosen)."""
+"""The smallest batch, some 7 ms (chosen)."""
 MIN_STILL_S = 0.1
-"""A batch is over when ksmd's CPU time has stood still for ten ticks (USER_HZ)."""
+"""A batch is over when ksmd stands still for ten ticks (USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds of a measured cost of a page."""
+"""Bounds of a page's cost."""
 MAX_MORE_FULL_SCANS = 13
-"""Full scans after which equal pages have met, if ever (smart_scan: docs/policies.md)."""
+"""Full scans until equal pages have met, if ever (docs/policies.md)."""
 MIN_COST_SHARE = 0.25
-"""The least cost of a full scan, as a share of one that skips nothing (chosen)."""
+"""A full scan's least cost, of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
-"""Share of full scans in which smart_scan visits an old page (mm/ksm.c: skip_age)."""
+"""How often smart_scan visits an old page (mm/ksm.c: skip_age)."""
 NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S = 120.0
-"""A full scan that takes so long, and ten times its estimate, is given up (chosen)."""
+"""A full scan is given up after so long, and ten times its estimate (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:

@@ -9,17 +9,17 @@ from virtksm.policy.adaptive.state import AdaptiveState, Arrivals
 from virtksm.values import replace
 
 RECENT_S = 0.9
-"""How fast memory appears is judged by the last so many seconds (chosen)."""
+"""Growth is judged by so many seconds (chosen)."""
 BURST_S = 120.0
-"""Memory that would double so soon is in a burst, and a backlog is still growing (chosen)."""
+"""Memory that would double so soon is in a burst (chosen)."""
 LULL_S, LULL_SHARE = 8 * BURST_S, 0.25
-"""While memory would double within LULL_S, a burst goes on for LULL_SHARE of its length (measured)."""
+"""While it would double within LULL_S, a burst lasts LULL_SHARE of its length longer (measured)."""
 LULL_RECENT_S = RECENT_S / 2
 """RECENT_S in a lull: one pass (chosen)."""
 PATIENCE = 1.05
-"""A series' next start is awaited for so many times its longest interval (chosen)."""
+"""A series' next start is awaited for so many longest intervals (chosen)."""
 MAX_INTERVAL_S = 15.0
-"""Starts that are further apart are no series (chosen)."""
+"""Starts further apart are no series (chosen)."""
 
 
 class Growth(Enum):

@@ -24,7 +24,7 @@ from virtksm.values import EMPTY, replace
 REPEATS = 3
 """Rests in a row after which a rewriter is taken out (chosen)."""
 OUT_S = 24 * 3600.0
-"""For so long a rewriter is to be out (chosen)."""
+"""A rewriter is out for so long (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from virtksm.values import EMPTY, build, dump
 
 DEFAULT_PAGE_COST_S = 7e-6
-"""ksmd's CPU time for a page, until measured: 130,000-160,000 pages/s (measured)."""
+"""A page's cost until one is known: 130,000-160,000 pages/s (measured)."""
 
 MAX = 2.0**100
-"""Bounds a state's numbers: KiB times seconds are the largest."""
+"""Bounds a state's numbers."""
 MAX_SUM = 2**52
 """Bounds a state's sums."""
 

@@ -19,31 +19,31 @@ from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.values import replace
 
 NEGLIGIBLE = 256
-"""Less than this fraction of the memory is no backlog yet (chosen)."""
+"""A smaller part of the memory is no backlog yet (chosen)."""
 MIN_WAIT_S = 0.25
 """No pass is asked for sooner (as coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {Growth.COMING: 0.1, Growth.STEADY: 1.0, Growth.SETTLED: 10.0}
-"""What saving the whole memory for a second is worth, in ksmd-seconds, by growth (chosen)."""
+"""Seconds of ksmd's that saving all memory for a second is worth (chosen)."""
 PRESSING = 9.0
-"""Waiting costs so many times more, in addition, when no memory is available (chosen)."""
+"""Waiting costs so much more, in addition, with no memory available (chosen)."""
 SETTLED_WAIT_S = 4.0
-"""How long a settled backlog waits on average (chosen)."""
+"""A settled backlog's wait on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
-"""The merge ratio that is assumed before any is learned (chosen)."""
+"""The merge ratio before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
-"""The same of memory that has changed in place (chosen)."""
+"""The same of changed memory (chosen)."""
 MIN_MERGE_RATIO = 0.05
-"""The least merge ratio expected of a backlog, so that something is scanned to learn from (chosen)."""
+"""The least expected of a backlog, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
-"""The least merge ratio that is learned of any memory, so that it can rise again (chosen)."""
+"""The least learned of any memory, so that it can rise again (chosen)."""
 MAX_IMAGES = 32
-"""Number of images whose merge ratio is kept, the newest (chosen)."""
+"""So many images' merge ratios are kept, the newest (chosen)."""
 CHECK_COST = 3.0
-"""A check scan costs so many full scans (chosen)."""
+"""A check scan's cost, in full scans (chosen)."""
 CHANGING_S = 300.0
-"""No check scan begins while what has changed would double so soon (chosen)."""
+"""None begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or so many times a full scan's cost: 0.2 % of a core (chosen)."""
+"""One begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
