@@ -14,21 +14,39 @@ declare -A machines=(
         -object memory-backend-ram,id=plug,size=512M,merge=off
         -device virtio-mem-pci,memdev=plug,node=0,requested-size=256M"
     [swap]="-m 1536"
+    [selinux]="-m 2048"
     [suite]="-m 7168 -cpu max,-erms,-smap,-la57"
 )
 # What the disk needs; ext4 is built into Debian's kernels for virtual machines, 9p is not there at all.
 disk_modules=(virtio virtio_ring virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk)
 
-choose_machine() { # choose_machine NAME: sets kernel, claims, options, limit_s, the userland's suite, root, packaged and log
-    kernel=$1 claims=machine options=(-m 2048) limit_s=3600
+choose_machine() { # choose_machine NAME: sets kernel, claims, options, booted, limit_s, suite (its userland's), root, packaged, log
+    kernel=$1 claims=machine options=(-m 2048) booted=() limit_s=3600
     if [[ -n ${machines[$1]:-} ]]; then
         kernel=6.1 claims=$1
         read -r -d '' -a options <<<"${machines[$1]}" || true
     fi
+    [[ $1 != selinux ]] || booted=(security=selinux enforcing=1)
     [[ $1 != suite ]] || limit_s=$((5 * 3600))
     suite=${userlands[$kernel]:-}
     root=build/vm/$suite packaged=build/boot/package-$suite log=build/vm/build.log
     [[ -n $suite ]]
+}
+
+# Of the plain machine's root: Debian's reference policy, what that lacks for guests, and each file's label. Claims are
+# made in the domain of root's shell.
+fill_for_selinux() { # fill_for_selinux NEW
+    local unit=$1/etc/systemd/system/machine@selinux.service.d
+    rm -rf "$root" "$1" && cp -a "${machine:?}" "$1" &&
+        inside "$1" apt-get -q update &&
+        inside "$1" apt-get -q -y install --no-install-recommends policycoreutils selinux-policy-default selinux-utils &&
+        inside "$1" apt-get -q clean &&
+        cp tests/boot/selinux.cil "$1/root/guests.cil" && inside "$1" semodule --noreload --install /root/guests.cil &&
+        mkdir "$unit" &&
+        printf '[Service]\nSELinuxContext=unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\n' >"$unit/shell.conf" &&
+        # Not `inside`, which lays its own file systems over the root's.
+        unshare --fork --pid --mount-proc --root="$1" \
+            setfiles -F -e /proc /etc/selinux/default/contexts/files/file_contexts /
 }
 
 private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite of this machine's mirror
@@ -102,7 +120,7 @@ boot_machine() { # boot_machine NAME: print what its claims say; fails unless al
         tar -c --null --files-from=- >"$out/checkout.tar"
     timeout --foreground "$limit_s" qemu-system-x86_64 -machine pc,mem-merge=off -accel tcg,thread=multi \
         -cpu max,-cx16,-erms,-smap,-la57 -smp 2 "${options[@]}" -nodefaults -display none -no-reboot \
-        -kernel "$vm/$kernel/vmlinuz" -initrd "$vm/$kernel/initrd" -append "$said systemd.wants=machine@$claims.service" \
+        -kernel "$vm/$kernel/vmlinuz" -initrd "$vm/$kernel/initrd" -append "$said ${booted[*]} systemd.wants=machine@$claims.service" \
         -drive "file=$root.img,format=raw,if=virtio,snapshot=on" \
         -drive "file=$out/checkout.tar,format=raw,if=virtio,readonly=on" -drive "file=$out/journal,format=raw,if=virtio" \
         -serial "file:$out/console" -serial "file:$out/report" >"$out/qemu" 2>&1 &

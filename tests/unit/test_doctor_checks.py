@@ -172,11 +172,15 @@ def nodes(**configuration: object) -> Facts:
     return configured(files({NODES: "0-1\n"}), **configuration)
 
 
-def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str = "") -> Facts:
-    """Return facts of a host with SELinux where its hook has a label, else with AppArmor."""
+def confined(by: str, *, program: str = "/usr/bin/virtksm", label: str = "", executes: str = "") -> Facts:
+    """Return facts of a host with SELinux where its hook has a label, else with AppArmor.
+
+    SELinux lets the daemon execute what has the label `executes`.
+    """
     on = {"sys/fs/selinux/enforce": "1"} if label else {"sys/module/apparmor/parameters/enabled": "Y\n"}
     facts = hooked(HOOK_FILE._replace(selinux_label=label), changed={**on, "proc/50/attr/current": f"{by}\n\0"})
     assert isinstance(facts.here, Here)
+    facts.here.may_execute = lambda domain, label: (domain, label) == (by, executes)
     link = Path(facts.here.root.path("usr/bin/virtksm"))
     if program != "/usr/bin/virtksm":
         link.unlink()
@@ -436,8 +440,9 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("hook_confinement", confined("libvirtd (enforce)", program="/nonexistent"), PASS, "libvirtd (enforce)"),
     ("hook_confinement", confined("libvirtd (complain)"), PASS, "complain"),
     ("hook_confinement", confined("unconfined"), PASS, "not confined"),
-    ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:virt_hook_unconfined_exec_t:s0"), PASS, "hook"),
-    ("hook_confinement", confined("u:r:virtd_t:s0", label="u:object_r:user_home_t:s0"), WARN, "user_home_t"),
+    ("hook_confinement", confined("u:r:virtd_t:s0", label="u:o:bin_t:s0", executes="u:o:bin_t:s0"), PASS, "bin_t"),
+    ("hook_confinement", confined("u:r:virtqemud_t:s0", label="u:o:virt_hook_t:s0"), FAIL, "no guest starts"),
+    ("hook_confinement", confined("u:r:unconfined_t:s0", label="u:o:virt_hook_t:s0"), PASS, "not confined"),
     ("guests_merge", HEALTHY, PASS, "2 guests run, 1 of them kept out"),
     (
         "guests_merge",

@@ -22,6 +22,7 @@ from virtksm.doctor.reading.boot import parse_commands
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.own import NO_PASS, NONE_SWITCHED, read_config, read_state, see_agent
 from virtksm.doctor.reading.processes import ProcessSeen, find_daemon, find_peer, is_read_only, parse_process
+from virtksm.doctor.reading.selinux import allows, may_execute
 from virtksm.doctor.reading.units import Tuned, keeps_ksm_off, mentions_ksm, parse_includes
 from virtksm.paths import RuntimePaths
 from virtksm.store.state import dump_host_state
@@ -70,6 +71,32 @@ def test_what_is_no_file_hangs_nobody_and_a_link_that_leads_in_circles_is_told(t
     without = replace(HEALTHY, here=here, known_agent=None)
     (permission,) = (one for one in examine(without) if one.check == "agent_permission")
     assert permission.detail.startswith("cannot tell: /etc/polkit-1/rules.d: Too many levels")
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_allowed"),
+    [
+        ("12 ffffffff 0 ffffffff 5 0", True),
+        ("2 ffffffff 0 ffffffff 5 0", False),
+        ("2 ffffffff 0 ffffffff 5 1\0", True),  # a permissive domain
+    ],
+)
+def test_selinux_allows_what_its_answer_holds(answer: str, is_allowed: bool) -> None:
+    assert allows(answer, 5) is is_allowed
+
+
+def test_selinux_is_asked_by_the_kernels_numbers_and_an_answer_that_is_none_is_told(tmp_path: Path) -> None:
+    folder, root = tmp_path / "sys/fs/selinux", Root(str(tmp_path))
+    permission = folder / "class/file/perms/execute"
+    permission.parent.mkdir(parents=True)
+    (folder / "class/file/index").write_text("7", encoding="ascii")
+    (folder / "access").touch()
+    with pytest.raises(CannotTell, match="does not name"):
+        may_execute(root, "u:r:virtd_t:s0", "u:o:bin_t:s0")
+    permission.write_text("14", encoding="ascii")
+    with pytest.raises(CannotTell, match="answers ''"):
+        may_execute(root, "u:r:virtd_t:s0", "u:o:bin_t:s0")
+    assert (folder / "access").read_text(encoding="ascii") == "u:r:virtd_t:s0 u:o:bin_t:s0 7"
 
 
 def test_a_process_is_who_is_its_real_and_effective_user() -> None:

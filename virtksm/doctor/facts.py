@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.libvirt import Guests, LibvirtSeen, read_libvirt
 from virtksm.doctor.reading.own import Status, read_config, read_state
 from virtksm.doctor.reading.processes import Daemon, ProcessSeen, find_daemon, has_daemon, read_processes
+from virtksm.doctor.reading.selinux import may_execute
 from virtksm.doctor.reading.units import Tuned, Unit, read_enabled, read_tuned, read_unit
 from virtksm.errors import VirtksmError
 from virtksm.host.systemd import state_age_s
@@ -66,7 +67,7 @@ def known(fact: T | CannotTell) -> T:
 class Here:
     """The files of this machine; `clock` is Unix time, `peer_pid` the process that serves libvirt's connection.
 
-    `state_age_s` tells how long ago a unit's state changed.
+    `state_age_s` tells how long ago a unit's state changed, `may_execute` what SELinux lets a domain execute.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Here:
         clock: Callable[[], float] = time.time,
         peer_pid: int | None = None,
         state_age_s: Callable[[str], float | None] = state_age_s,
+        may_execute: Callable[[Root, str, str], bool] = may_execute,
     ) -> None:
         self.root = root
         self.clock = clock
         self.state_age_s = state_age_s
+        self.may_execute: Callable[[str, str], bool] = partial(may_execute, root)
         self._uri = uri
         self._peer_pid = peer_pid
 
