@@ -343,5 +343,7 @@ def accepts(path: Path) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    # Settings meant for a libvirt inside the test process must not reach the daemon, which has its own.
-    return {name: value for name, value in os.environ.items() if not name.startswith("LIBVIRT_")}
+    # Settings meant for a libvirt inside the test process must not reach the daemon, which has its own; nor must its
+    # guests the host's systemd-machined, which takes a name once: the suite's two parts have guests of the same names.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LIBVIRT_")}
+    return {**kept, "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent"}
