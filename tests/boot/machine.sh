@@ -63,8 +63,8 @@ private_apt() { # private_apt SUITE COMMAND...: apt with the index of one suite 
         -o Dir::State::status="$state/status" -o Dir::Cache="$state/cache" -o APT::Sandbox::User=root "${@:3}"
 }
 
-# build/vm/KERNEL/{vmlinuz,initrd,virtio_mem.ko}: Debian's kernel for virtual machines; an initrd of busybox and the disk's
-# modules; one that claims load.
+# build/vm/KERNEL/{vmlinuz,initrd,*.ko}: Debian's kernel for virtual machines; an initrd of busybox and the disk's modules;
+# those that claims load.
 ensure_kernel() { # ensure_kernel KERNEL
     local made=$vm/$1
     [[ ! -e $made/initrd ]] || return 0
@@ -80,7 +80,8 @@ fill_kernel() { # fill_kernel MADE SUITE
     cp "$(find "$made/deb" -name 'vmlinuz*')" "$made/vmlinuz" &&
         cp tests/boot/machine-init "$made/root/init" && cp /bin/busybox "$made/root/bin/" || return 1
     for one in "${disk_modules[@]}"; do copy_module "$made" "$one" "$made/root/modules" || return 1; done
-    (cd "$made/root" && find . | cpio -o -H newc --quiet | gzip -1 >../initrd.new) && copy_module "$made" virtio_mem "$made" &&
+    (cd "$made/root" && find . | cpio -o -H newc --quiet | gzip -1 >../initrd.new) &&
+        copy_module "$made" virtio_mem "$made" && copy_module "$made" fuse "$made" &&
         rm -rf "$made"/{deb,root,*.deb} && mv "$made/initrd.new" "$made/initrd"
 }
 
