@@ -182,7 +182,9 @@ def test_a_libvirtd_that_hangs_fails_the_pass_and_not_the_agent(
     assert "guests go on running" in failed["remedy"]
     done = agent.home.run("retune", "--connect", agent.uri)
     assert done.returncode == 3
-    assert f"listing the guests: no answer within {SLOWER} s" in done.stderr
+    # The list that hangs, or the pass that was abandoned for it and has not noticed yet: both limits end together.
+    causes = (f"listing the guests: no answer within {SLOWER} s", "pass: still waiting for pass")
+    assert any(cause in done.stderr for cause in causes), done.stderr
     libvirtd.resume()
     retune = ("retune", "--connect", agent.uri)
     wait_until(lambda: agent.home.run(*retune).returncode == 0, HANG_S, "the abandoned pass to end")
