@@ -47,7 +47,8 @@ class Operator:
 
     def run(self, action: str, *options: str) -> subprocess.CompletedProcess[str]:
         _, *common = self._home.command("fleet", action, "--hosts", str(self._hosts), "--jobs", "8")
-        command = [sys.executable, "-m", "tests.lab.patient", *common, *options]
+        limit = ("--timeout", str(60 * SLOWER))
+        command = [sys.executable, "-m", "tests.lab.patient", *common, *limit, *options]
         environ = self._fleet.environ
         return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=HANG_S, check=False)
 
