@@ -15,7 +15,7 @@ from virtksm.text import format_kib
 from virtksm.values import replace
 
 HYSTERESIS = 1.25
-"""Disengages so far above the reserve (chosen)."""
+"""Disengages only this factor above the reserve (chosen)."""
 
 
 class Need(NamedTuple):

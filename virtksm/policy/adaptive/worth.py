@@ -19,11 +19,11 @@ from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.values import replace
 
 NEGLIGIBLE = 256
-"""A smaller part of the memory is no backlog yet (chosen)."""
+"""Less than this fraction of the memory is no backlog yet (chosen)."""
 MIN_WAIT_S = 0.25
 """No pass is asked for sooner (as coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {Growth.COMING: 0.1, Growth.STEADY: 1.0, Growth.SETTLED: 10.0}
-"""Seconds of ksmd's that saving all memory for a second is worth (chosen)."""
+"""Seconds of ksmd's that saving all memory for a second is worth, by growth (chosen)."""
 PRESSING = 9.0
 """Waiting costs so much more, in addition, with no memory available (chosen)."""
 SETTLED_WAIT_S = 4.0
@@ -41,9 +41,9 @@ MAX_IMAGES = 32
 CHECK_COST = 3.0
 """A check scan's cost, in full scans (chosen)."""
 CHANGING_S = 300.0
-"""None begins while what has changed would double so soon (chosen)."""
+"""No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""One begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
+"""A check scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
