@@ -234,7 +234,9 @@ class AgentProcess:
     def reload(self) -> Line:
         """Have it read its configuration again (SIGHUP), and return the pass that follows."""
         self.signal(signal.SIGHUP)
-        return self.wait_for("pass_completed", lambda line: "reload" in line["triggers"])
+        line = self.wait_for("pass_completed", lambda line: bool({"reload", "signal"} & {*line["triggers"]}))
+        assert "reload" in line["triggers"], self.lines("config_rejected")
+        return line
 
     def poke(self) -> None:
         """Write to the FIFO, as the hook does."""
