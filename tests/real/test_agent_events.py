@@ -134,4 +134,5 @@ def test_ten_thousand_libvirt_events_cost_a_pass_a_window_and_no_memory_and_the_
     assert 1 + connecting <= told["passes"] <= int(told["windows"]) + first + last + connecting
     assert told["guests_seen"] == 0, "the guest was stopped at last"
     kept_of_a_pass_kib = 4  # its decision, of the last day's; on a slow machine the storm is long
-    assert told["growth_kib"] < 2048 + kept_of_a_pass_kib * told["passes"]
+    huge_page_kib = 2048  # by which the heap may grow
+    assert told["growth_kib"] < 2 * huge_page_kib + kept_of_a_pass_kib * told["passes"]

@@ -90,7 +90,8 @@ def test_it_hears_applies_and_merges_and_says_how_much(tmp_path: Path) -> None:
     assert "events heard" in summary
     assert "settings applied" in summary
     saved_mib = int(summary.rsplit("saved ", 1)[1].removesuffix(" MiB"))
-    assert int(MERGED * 64) <= saved_mib <= 80, "two guests have 64 MiB in common, and 8 MiB of zeroes each"
+    most_mib = 64 + 2 * (8 + 24)  # of memory in huge pages that is not filled yet, which is zero
+    assert int(MERGED * 64) <= saved_mib <= most_mib, "two guests have 64 MiB in common, 8 MiB of zeroes, 24 MiB of own"
     assert "the policy acts although memory is not short" in output
 
 
