@@ -238,7 +238,10 @@ class Reporter:
             return
         self._log_change("history_failed", error, "the history cannot be kept")
 
-    def metrics_trouble(self, error: VirtksmError | None) -> None:
+    def metrics_trouble(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, VirtksmError):
+            self.task_crashed("metrics", error)
+            return
         self._log_change("metrics_unavailable", error, "there are no metrics")
 
     def config_rejected(self, error: ConfigError) -> None:
