@@ -88,7 +88,7 @@ class FakeHypervisor:
         )
 
     def host_memory(self) -> HostMemory:
-        return self.host
+        return replace(self.host)
 
     def cpus(self) -> int | None:
         return 8
@@ -236,7 +236,7 @@ class FakeFacts:
         return OtherProcesses(kib=self.other_processes_kib, processes=int(self.other_processes_kib > 0), unread=0)
 
     def host_memory(self) -> HostMemory:
-        return self.memory
+        return replace(self.memory)
 
     def node_memory(self, node: int) -> tuple[int, int] | None:
         return (self.memory.total_kib, self.memory.free_kib) if node == 0 else None

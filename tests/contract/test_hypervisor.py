@@ -134,6 +134,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Host]:
 
 def test_it_tells_settings_counters_and_memory_and_leaves_local_facts_unknown(host: Host) -> None:
     ksm, memory = host.hypervisor.ksm_state(), host.hypervisor.host_memory()
+    assert memory is not host.hypervisor.host_memory(), "each reading is told by it"
     assert dict(ksm.settings.items()) == {name: host.kernel(name) for name in PARAMETERS}
     assert (ksm.settings.pages_to_scan, ksm.settings.sleep_millisecs) == (100, 20)
     counters = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile, ksm.full_scans)

@@ -99,6 +99,7 @@ def test_a_process_is_known_by_what_tells_it_from_any_other(place: Place) -> Non
 
 def test_the_host_tells_its_numbers(place: Place) -> None:
     memory = place.facts.host_memory()
+    assert memory is not place.facts.host_memory(), "each reading is told by it"
     assert (place.facts.cpus() or 0) >= 1
     assert memory.total_kib > 512 * 1024
     assert 0 < memory.free_kib <= memory.free_kib + memory.buffers_kib + memory.cached_kib <= memory.total_kib

@@ -277,14 +277,17 @@ async def test_beside_a_systemd_that_hangs_it_lives_and_ends_and_a_routine_pass_
 
 
 class DeafLoop:
-    """libvirt's event loop, as the watchdog asks for it: deaf until it is well."""
+    """libvirt's event loop, as the watchdog asks for it: deaf until it is well, and it raises its faults first."""
 
-    def __init__(self) -> None:
+    def __init__(self, *faults: Exception) -> None:
         self.asked = 0
         self.is_well = False
+        self.faults = list(faults)
 
     def check(self) -> bool:
         self.asked += 1
+        if self.faults:
+            raise self.faults.pop()
         return self.is_well
 
 
@@ -302,3 +305,16 @@ async def test_an_event_loop_that_does_not_run_is_told_and_starves_the_watchdog(
         assert await asyncio.to_thread(manager.recv, 1000) == b"WATCHDOG=1"
         feeding.cancel()
     assert len(bench.events("event_loop_stopped")) == 1
+
+
+async def test_what_nobody_thought_of_costs_the_watchdog_one_feeding(bench: Bench, manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "2000"})
+    events = DeafLoop(RuntimeError("a bug"))
+    events.is_well = True
+    async with bench.running():
+        reporter = bench.agent.reporter
+        feeding = asyncio.create_task(feed_watchdog(notifier, bench.passes, reporter, cast("EventLoop", events)))
+        await bench.until(lambda: has_mail(manager) or feeding.done())
+        assert not feeding.done()
+        feeding.cancel()
+    assert [event["task"] for event in bench.events("task_crashed")] == ["watchdog"]

@@ -1,7 +1,9 @@
 """Reading guests' XML: a few at a time, each once a run, vanished ones struck off, faults told and survived."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,12 +32,15 @@ class Libvirt(FakeHypervisor):
 
     faults: dict[str, Exception] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)
+    has_read: Callable[[], object] = lambda: None
 
     def guest_xml(self, uuid: str) -> str:
         self.read.append(uuid)
         if uuid in self.faults:
             raise self.faults[uuid]
-        return super().guest_xml(uuid)
+        text = super().guest_xml(uuid)
+        self.has_read()
+        return text
 
 
 @pytest.fixture
@@ -81,6 +86,28 @@ async def test_many_guests_are_read_a_few_at_a_time_each_once_a_run_and_all_when
     assert not reader.due
     reader.reread(first.uuid)
     assert [*reader.due] == [first.key], "a memory device has come or gone"
+
+
+@pytest.mark.parametrize("how", ["event", "request"])
+async def test_what_is_asked_for_while_it_is_being_read_is_read_once_more(
+    reader: GuestReader, libvirt: Libvirt, how: str
+) -> None:
+    (one,) = running = guests(1)
+    libvirt.xml[one.uuid] = APART
+    reader.see(running, again=False)
+    loop = asyncio.get_running_loop()
+    asks = {"event": partial(reader.reread, one.uuid), "request": partial(reader.see, running, again=True)}
+
+    def change() -> None:
+        libvirt.xml[one.uuid], libvirt.has_read = PLAIN, lambda: None
+        loop.call_soon_threadsafe(asks[how])  # it is heard before the call has returned
+
+    libvirt.has_read = change
+    await reader.read_when_due()
+    assert [*reader.due] == [one.key]
+    assert reader.exposed(running, ["*"]) == (), "until then it counts as it was read"
+    assert await read_all(reader) == [0]
+    assert reader.exposed(running, ["*"]) == (one.name,)
 
 
 async def test_groups_that_can_merge_with_one_another_are_counted_once_all_xml_is_read(

@@ -126,6 +126,22 @@ def test_a_pass_that_reads_ksm_alone_changes_nothing_and_memory_that_comes_back_
     assert host.safe_gib() == first_gib, "noise"
 
 
+def test_a_host_without_guests_has_the_room_that_there_is_now() -> None:
+    host = Host()
+    host.hypervisor.running = ()
+    host.run()
+    first_gib = host.safe_gib()
+    assert first_gib
+    host.facts.memory = replace(MEMORY, available_kib=50 * GIB)
+    host.run(Trigger.TIMER)
+    assert host.safe_gib() == first_gib - 10
+    host.facts.memory = MEMORY
+    for _ in range(2):
+        host.clock.now_s += RISE_S
+        host.run(Trigger.TIMER)
+    assert host.safe_gib() == first_gib
+
+
 def test_a_room_without_a_wait_is_the_whole_state() -> None:
     assert steady(None, 7, 0.0, STEP_KIB) == SteadyRoom(7)
     assert steady(SteadyRoom(7, 20, 1.0), 8, 2.0, STEP_KIB) == SteadyRoom(7)

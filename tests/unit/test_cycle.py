@@ -549,6 +549,18 @@ def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_a
     assert sensed(bench, 0.25), "ksmd is idle, so a pass looks for what has grown"
 
 
+def test_without_guests_it_is_told_just_as_well_what_was_sensed_anew(bench: Bench) -> None:
+    bench.local.counters = counters = {**bench.hypervisor.values, "full_scans": 0}
+    bench.run()
+    for full_scans, free_kib in ((1, 7), (1, 8), (2, 9)):
+        counters.update(BUSY.items(), full_scans=full_scans)
+        bench.local.memory = replace(bench.local.memory, free_kib=free_kib)
+        bench.clock.now_s += 0.25
+        bench.run(Trigger.TIMER)
+        assert bench.tenure.sensed is not None
+        assert bench.tenure.sensed.host.free_kib == (7 if full_scans == 1 else 9)
+
+
 def test_while_ksmd_scans_many_guests_are_sensed_the_less_often_the_more_they_are(bench: Bench) -> None:
     many = tuple(Guest(uuid=f"{number}", name="a", domain_id=number) for number in range(1, 401))
     bench.hypervisor = hypervisor = Listing(running=many)

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import libvirt
 import pytest
 
 from tests.lab.hang import HANG_S
+from virtksm.errors import LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
-from virtksm.host.libvirt_events import DomainEvent, Subscription, parse_lifecycle
+from virtksm.host.libvirt_events import EVENTS, DomainEvent, Subscription, parse_lifecycle
 from virtksm.model.decision import Trigger
 
 OTHER_EVENTS = [0, 1, 3, 4, 6, 7, 8]
@@ -82,6 +84,81 @@ def test_what_changes_a_guests_memory_is_heard_and_other_devices_are_not(
         subscription._on_event(connection, domain, alias, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED)
     assert [event.detail for event in heard] == ["dimm0", "memvirtiomem0", "nvdimm1", "virtiopmem0", "ua-mine"]
     assert {event.trigger for event in heard} == {Trigger.MEMORY_DEVICE}
+
+
+def failed(code: int) -> libvirt.libvirtError:
+    """Return an error as libvirt raises it."""
+    error: Any = libvirt.libvirtError("failed")
+    error.err = (code, libvirt.VIR_FROM_RPC, "failed", 2, None, None, None, 0, 0)
+    return cast("libvirt.libvirtError", error)
+
+
+@dataclass
+class Daemon:
+    """The calls of one connection that register, of a daemon that refuses some events, and maybe keepalive."""
+
+    refuses: tuple[int, ...] = ()
+    keepalive_fails: int | None = None
+    alive: int = 1
+    registered: list[int] = field(default_factory=list)
+    is_closed: bool = False
+
+    def registerCloseCallback(self, _callback: object, _opaque: object) -> None:  # noqa: N802  # libvirt's name
+        pass
+
+    def unregisterCloseCallback(self) -> None:  # noqa: N802  # libvirt's name
+        pass
+
+    def domainEventRegisterAny(self, _domain: None, event_id: int, _callback: object, _opaque: int) -> int:  # noqa: N802
+        if event_id in self.refuses:
+            raise failed(libvirt.VIR_ERR_INTERNAL_ERROR)
+        self.registered.append(event_id)
+        return event_id
+
+    def domainEventDeregisterAny(self, event_id: int) -> None:  # noqa: N802  # libvirt's name
+        self.registered.remove(event_id)
+
+    def setKeepAlive(self, _interval_s: int, _count: int) -> None:  # noqa: N802  # libvirt's name
+        if self.keepalive_fails is not None:
+            raise failed(self.keepalive_fails)
+
+    def isAlive(self) -> int:  # noqa: N802  # libvirt's name
+        return self.alive
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def subscribe(self) -> Subscription:
+        connection = cast("libvirt.virConnect", self)
+        found = Subscription(connection, heard=lambda _: None, closed=lambda _: None, call_soon=lambda *_: None)
+        found.register(5)
+        return found
+
+
+@pytest.mark.parametrize("keepalive_fails", [None, libvirt.VIR_ERR_NO_SUPPORT])
+def test_an_older_daemon_is_heard_as_far_as_it_tells(keepalive_fails: int | None) -> None:
+    size_change = libvirt.VIR_DOMAIN_EVENT_ID_MEMORY_DEVICE_SIZE_CHANGE
+    daemon = Daemon(refuses=(size_change,), keepalive_fails=keepalive_fails)
+    subscription = daemon.subscribe()
+    assert subscription.unheard == ["memory_device_size_change"]
+    assert set(daemon.registered) == EVENTS.keys() - {size_change}
+    assert not daemon.is_closed
+    subscription.close()
+    assert daemon.registered == []
+
+
+@pytest.mark.parametrize(
+    "daemon",
+    [
+        Daemon(refuses=(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,)),
+        Daemon(refuses=(libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,), alive=0),
+        Daemon(keepalive_fails=libvirt.VIR_ERR_RPC),
+    ],
+)
+def test_a_connection_without_lifecycle_events_or_that_breaks_is_closed(daemon: Daemon) -> None:
+    with pytest.raises(LibvirtUnreachable):
+        daemon.subscribe()
+    assert (daemon.is_closed, daemon.registered) == (True, [])
 
 
 LOOP = """

@@ -71,6 +71,7 @@ def test_every_other_event_has_a_sentence_with_its_remedy(said: list[str]) -> No
     refused = SettingsRefused("denied", parameter="pages_to_scan", cause=Cause.UNKNOWN, remedy="ausearch -m avc")
     reporter.ready("1.0", "qemu:///system")
     reporter.connected("qemu:///system", is_local=True)
+    reporter.connected("qemu+ssh://old/system", ["memory_device_size_change"], is_local=False)
     reporter.disconnected("end of file")
     reporter.connect_failed(FAILED, 1.0)
     reporter.passed(
@@ -105,6 +106,7 @@ def test_every_other_event_has_a_sentence_with_its_remedy(said: list[str]) -> No
     assert said == [
         "info: virtksm 1.0 started for qemu:///system",
         "info: connected to qemu:///system",
+        "info: connected to qemu+ssh://old/system, which does not tell of memory_device_size_change",
         "warning: libvirt disconnected (end of file), reconnecting",
         "warning: libvirt is unreachable: no answer: systemctl restart libvirtd",
         "warning: pages_to_scan is 2 in place of 1: another program sets KSM's parameters (ksmtuned, tuned, virsh): "

@@ -40,12 +40,30 @@ async def test_a_file_is_written_anew_though_nothing_changes(tmp_path: Path) -> 
     assert not file.exists()
 
 
+async def test_what_nobody_thought_of_costs_one_writing(tmp_path: Path) -> None:
+    faults: list[Exception] = [RuntimeError("can't start new thread")]
+    told: list[Exception | None] = []
+    file = tmp_path / "virtksm.prom"
+
+    async def page() -> bytes:
+        if faults:
+            raise faults.pop()
+        return b"0\n"
+
+    textfile = Textfile(str(file), 0.01, page, told.append, alive_s=0.02)
+    writing = asyncio.create_task(textfile.keep_writing())
+    await until(lambda: file.exists() or writing.done())
+    textfile.end()
+    await writing
+    assert [str(error) for error in told[:2]] == ["can't start new thread", "None"]
+
+
 @dataclass
 class Faulty:
     """An agent whose facts look like right ones, until they are written."""
 
     is_faulty: bool = True
-    told: list[VirtksmError | None] = field(default_factory=list)
+    told: list[Exception | None] = field(default_factory=list)
 
     def agent(self) -> AgentFacts:
         known = moment(Tally(), None).agent
@@ -68,7 +86,7 @@ async def test_a_fault_in_making_them_is_told_and_the_file_is_kept_on(tmp_path: 
     await until(file.exists)
     await metrics.close()
     first = agent.told[0]
-    assert first is not None
+    assert isinstance(first, VirtksmError)
     assert "metrics cannot be made: " in first.message
     assert agent.told[-1] is None
     assert not file.exists()

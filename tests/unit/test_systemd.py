@@ -1,6 +1,7 @@
 """systemd's notification protocol, against a socket of this test's own."""
 
 import os
+import resource
 import socket
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +18,20 @@ def test_it_sends_one_datagram_of_lines_and_no_value_smuggles_in_another(manager
     assert manager.recv(1000).decode().splitlines() == ["READY=1", "STATUS=guest STOPPING=1 READY=1 X=1"]
     manager.close()
     notifier.send(WATCHDOG="1")  # a manager that has gone is no failure
+
+
+def test_what_finds_no_descriptor_left_is_sent_with_the_next(manager: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": manager.getsockname()})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        assert not notifier.send(READY="1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert notifier.send(WATCHDOG="1")
+    assert manager.recv(1000).decode().splitlines() == ["READY=1", "WATCHDOG=1"]
 
 
 def test_an_abstract_socket_is_reached() -> None:

@@ -199,7 +199,7 @@ class Agent:
         self.listeners.dirty_rates.forget()
         self._switch_here(self.make_here(host.uri, config))
         self._open_history()
-        self.reporter.connected(host.uri, is_local=cycle.local is not None)
+        self.reporter.connected(host.uri, self.connection.unheard, is_local=cycle.local is not None)
         self.passes.offer(Trigger.CONNECTED)
 
     def _switch_here(self, here: ThisHost | None) -> None:

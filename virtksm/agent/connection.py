@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import tenacity
@@ -39,6 +39,11 @@ class AgentConnection:
     def known_uri(self) -> str:
         """The connection's own URI, or what it is to be opened by while there is none."""
         return self.uri if self.host is None else self.host.uri
+
+    @property
+    def unheard(self) -> Sequence[str]:
+        """The events that this libvirt does not offer."""
+        return () if self._subscription is None else self._subscription.unheard
 
     async def open(self, config: Callable[[], Config], heard: Callable[[DomainEvent], None]) -> Opened:
         """Open and subscribe, trying until it works; `config` gives the configuration in force at each attempt.

@@ -44,6 +44,8 @@ class GuestReader:
     """The guests of the last pass over this connection."""
     known: dict[str, GuestXml] = field(default_factory=dict)
     due: dict[str, Guest] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    """Those asked for since the call that is out began, which may have read what was before: they stay due."""
     at_once: int = READ_AT_ONCE
     calls: BlockingCalls = field(default_factory=BlockingCalls)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
@@ -65,13 +67,16 @@ class GuestReader:
         in_order = (*self.due, *guests)  # those that were postponed stay behind
         is_due = {key for key in guests if again or key not in self.known or key in self.due}
         self.due = {key: guests[key] for key in in_order if key in is_due}
+        self.asked.update(guests if again else ())
         if not is_same:
             self.learned()
         self.seen.set()
 
     def reread(self, uuid: str) -> None:
         """Read a guest's XML again: its metadata or its memory has changed."""
-        self.due.update({guest.key: guest for guest in self.running or () if guest.uuid == uuid})
+        asked = {guest.key: guest for guest in self.running or () if guest.uuid == uuid}
+        self.due.update(asked)
+        self.asked.update(asked)
         self.seen.set()
 
     def exposed(self, running: tuple[Guest, ...], patterns: Sequence[str]) -> tuple[str, ...]:
@@ -93,6 +98,7 @@ class GuestReader:
             await wait_next(self.seen)
             return
         guests = tuple(self.due.values())[: self.at_once]
+        self.asked.clear()
         try:
             limit_s = self.configuration.in_force.call_timeout_s
             seen, failures = await self.calls.run("read guests' XML", partial(read_guests, host, guests), limit_s)
@@ -118,7 +124,10 @@ class GuestReader:
         """Take what was read of guests that still run; None for a guest that has ended."""
         self._exposed = None
         for guest, xml in seen:
-            if self.due.pop(guest.key, None) is not None and xml is not None:
+            was_due = guest.key in self.due
+            if guest.key not in self.asked:
+                self.due.pop(guest.key, None)
+            if was_due and xml is not None:
                 self.known[guest.key] = xml
                 if xml is not UNKNOWN:
                     traits = Traits(can_merge=not find_obstacles(xml), image=xml.image, bound_to=xml.bound_to)

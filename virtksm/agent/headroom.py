@@ -57,7 +57,7 @@ class Rooms:
 
     def passed(self, done: DonePass, known: Mapping[str, GuestXml]) -> None:
         # Within a full scan most passes read KSM's counters alone, which do not go with the memory of a moment ago.
-        if self._last is None or done.report.snapshot.guests is not self._last.report.snapshot.guests:
+        if self._last is None or not done.report.snapshot.is_sensed_with(self._last.report.snapshot):
             self._last, self._is_due = done, True
             self.room_kib(known)
 

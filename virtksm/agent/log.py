@@ -65,12 +65,14 @@ class Reporter:
         message = f"{what} ({event.detail})" if event.detail else what
         log("event_received", message=message, trigger=event.trigger.value, guest=event.guest, detail=event.detail)
 
-    def connected(self, uri: str, *, is_local: bool) -> None:
+    def connected(self, uri: str, unheard: Sequence[str] = (), *, is_local: bool) -> None:
+        """Report a connection; `unheard` are the events that this libvirt does not offer."""
         self._connect_error = None
         self._failures.pop("dirty_rates_unknown", None)
         self.tally.connected()
         source = "local" if is_local else "libvirt"
-        self._log.info("libvirt_connected", message=f"connected to {uri}", uri=uri, source=source)
+        lacks = f", which does not tell of {', '.join(unheard)}" if unheard else ""
+        self._log.info("libvirt_connected", message=f"connected to {uri}{lacks}", uri=uri, source=source)
         self._notifier.send(STATUS=f"connected to {uri}")
 
     def connect_failed(self, error: VirtksmError, wait_s: float) -> None:
@@ -238,7 +240,10 @@ class Reporter:
             return
         self._log_change("history_failed", error, "the history cannot be kept")
 
-    def metrics_trouble(self, error: VirtksmError | None) -> None:
+    def metrics_trouble(self, error: Exception | None) -> None:
+        if error is not None and not isinstance(error, VirtksmError):
+            self.task_crashed("metrics", error)
+            return
         self._log_change("metrics_unavailable", error, "there are no metrics")
 
     def config_rejected(self, error: ConfigError) -> None:

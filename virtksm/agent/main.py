@@ -37,6 +37,8 @@ from virtksm.wiring import make_choices, make_cycle, make_history, make_switch
 
 SMAPS_LIMIT_S = 10.0
 """The kernel walks all of a guest's pages for smaps: some milliseconds a GiB."""
+WATCHDOG_TRIES = 4
+"""To feed the watchdog, in the time from one feeding to the next (chosen)."""
 
 Started = Callable[[Agent, asyncio.AbstractEventLoop], None]
 
@@ -145,10 +147,17 @@ def _report_stray(reporter: Reporter, context: Mapping[str, Any]) -> None:
 
 
 async def feed_watchdog(notifier: Notifier, passes: Passes, reporter: Reporter, events: EventLoop) -> None:
-    """Tell systemd, as often as it asks, that the loop runs, passes come and libvirt's events arrive."""
-    while notifier.watchdog_interval_s is not None:
-        is_heard = events.check()
-        reporter.events_heard(is_heard=is_heard)
-        if is_heard and not passes.is_stuck(time.monotonic()):
-            notifier.send(WATCHDOG="1")
-        await asyncio.sleep(notifier.watchdog_interval_s)
+    """Tell systemd, as often as it asks, that the loop runs, passes come and libvirt's events arrive.
+
+    What keeps it from being told, unforeseen or not, is tried again before systemd loses its patience.
+    """
+    while (every_s := notifier.watchdog_interval_s) is not None:
+        is_fed = False
+        try:
+            is_heard = events.check()
+            reporter.events_heard(is_heard=is_heard)
+            if is_heard and not passes.is_stuck(time.monotonic()):
+                is_fed = notifier.send(WATCHDOG="1")
+        except Exception as error:  # noqa: BLE001  # the outermost layer of this task
+            reporter.task_crashed("watchdog", error)
+        await asyncio.sleep(every_s if is_fed else every_s / WATCHDOG_TRIES)

@@ -117,6 +117,12 @@ class EventLoop:
             libvirt.virEventRunDefaultImpl()
 
 
+def _event_name(event_id: int) -> str:
+    prefix = "VIR_DOMAIN_EVENT_ID_"
+    names = (name for name, number in vars(libvirt).items() if name.startswith(prefix) and number == event_id)
+    return next(names).removeprefix(prefix).lower()
+
+
 def _answer(timer: int, answered: threading.Event) -> None:
     libvirt.virEventRemoveTimeout(timer)
     answered.set()
@@ -141,6 +147,8 @@ class Subscription:
         self._closed = closed
         self._call_soon = call_soon
         self._callbacks: list[int] = []
+        self.unheard: list[str] = []
+        """The events that this libvirt does not offer, by libvirt's names."""
 
     def register(self, keepalive_s: int) -> None:
         """Register for lifecycle, balloon, memory device and metadata events and for the connection's end.
@@ -152,13 +160,29 @@ class Subscription:
         try:
             connection.registerCloseCallback(self._on_close, None)
             for event_id in EVENTS:
-                self._callbacks.append(connection.domainEventRegisterAny(None, event_id, self._on_event, event_id))
-            connection.setKeepAlive(keepalive_s, 1)  # last, as it may be refused
+                self._register_event(event_id)
+            try:
+                connection.setKeepAlive(keepalive_s, 1)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                    raise
         except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT and len(self._callbacks) == len(EVENTS):
-                return
             self.close()
             raise LibvirtUnreachable(f"registering for events: {error.get_error_message()}") from error
+
+    def _register_event(self, event_id: int) -> None:
+        """Register for an event, or do without it: a daemon refuses one that came with a later libvirt.
+
+        It answers VIR_ERR_INTERNAL_ERROR, "unsupported event ID" (remote_daemon_dispatch.c), which says nothing of its
+        own. All have lifecycle events.
+        """
+        connection = self._connection
+        try:
+            self._callbacks.append(connection.domainEventRegisterAny(None, event_id, self._on_event, event_id))
+        except libvirt.libvirtError:
+            if event_id == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE or not connection.isAlive():
+                raise
+            self.unheard.append(_event_name(event_id))
 
     def close(self) -> None:
         """Take the callbacks back and close the connection; a dead connection may refuse, which changes nothing."""

@@ -118,21 +118,28 @@ class Notifier:
             return None
         return int(self._watchdog_usec) / 2_000_000 or None
 
-    def send(self, **values: str) -> None:
-        """Send one datagram of KEY=value lines; a manager that is gone is no failure of ours.
+    def send(self, **values: str) -> bool:
+        """Send one datagram of KEY=value lines; return whether it was taken. A manager that is gone is no failure.
 
-        Never waits: lines that a busy manager does not take are sent with the next, unless that replaces them.
+        Never waits: lines that a busy manager does not take, or for which no descriptor is left, are sent with the
+        next, unless that replaces them.
         """
         if not self._address:
-            return
+            return False
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         self._unsent |= values
         text = "\n".join(f"{key}={printable(' '.join(value.splitlines()))}" for key, value in self._unsent.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        except OSError:
+            return False
+        is_taken = True
+        with sender:
             try:
                 sender.sendto(text.encode(), socket.MSG_DONTWAIT, address)
             except BlockingIOError:
-                return
+                return False
             except OSError:
-                pass
+                is_taken = False
         self._unsent.clear()
+        return is_taken

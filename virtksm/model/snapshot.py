@@ -335,6 +335,13 @@ class Snapshot(NamedTuple):
     cpus: int | None = None
     bound: tuple[NodeMemory, ...] = ()
 
+    def is_sensed_with(self, other: Snapshot) -> bool:
+        """Return whether one sensing read the guests and the host of both, and KSM's state alone was read again.
+
+        Each reading makes the host's memory anew; the guests of two may be one object: CPython has a single `()`.
+        """
+        return self.host is other.host
+
     @property
     def committed_kib(self) -> int:
         """The sum of the guests' resident memory, of those whose memory could be read."""

@@ -204,7 +204,7 @@ class Cycle(NamedTuple, Generic[State]):
             files_agree=tenure.files_agree,
             known=known,
         )
-        if known is not None and snapshot.guests is known.guests:
+        if known is not None and snapshot.is_sensed_with(known):
             return replace(snapshot, ksm=replace(snapshot.ksm, freed_kib=known.ksm.freed_kib)), freed
         freed = count_freed(snapshot, freed)
         snapshot = with_estimates(snapshot, freed, tenure.notes)

@@ -29,7 +29,7 @@ class Hypervisor(Protocol):
         """Read settings and counters (virNodeGetMemoryParameters); the local-only fields stay None."""
 
     def host_memory(self) -> HostMemory:
-        """Read the host's memory (virNodeGetMemoryStats)."""
+        """Read the host's memory (virNodeGetMemoryStats); each time a value of its own (`Snapshot.is_sensed_with`)."""
 
     def cpus(self) -> int | None:
         """Return how many CPUs of the host are online (virNodeGetInfo), as the connection was told first."""
@@ -71,7 +71,7 @@ class LocalFacts(Protocol):
         """Return the other processes' mergeable memory, as of the last minute; None where the kernel hides it."""
 
     def host_memory(self) -> HostMemory:
-        """Read the host's memory with MemAvailable and swap (/proc/meminfo); raises SensingFailed."""
+        """Read the host's memory with MemAvailable and swap (/proc/meminfo), as Hypervisor's; raises SensingFailed."""
 
     def node_memory(self, node: int) -> tuple[int, int] | None:
         """Return what guests can share of a NUMA node's memory, and what of it is available; None for no such node."""

@@ -70,7 +70,7 @@ class Page:
 class Metrics:
     """To be used from one asyncio loop. `report` is given an obstacle, and None once there is none."""
 
-    def __init__(self, page: Page, report: Callable[[VirtksmError | None], None]) -> None:
+    def __init__(self, page: Page, report: Callable[[Exception | None], None]) -> None:
         self._page = page
         self._report = report
         self._params = OFF

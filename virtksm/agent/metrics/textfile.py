@@ -25,14 +25,14 @@ FILE_HANGS = partial(StateUnusable, remedy="the disk behind metrics.textfile doe
 
 
 class Textfile:
-    """One file; `report` is given the error of each failed writing, and None for one that went well."""
+    """One file; `report` is given the error of each failed writing, whatever it is, and None for one that went well."""
 
     def __init__(
         self,
         path: str,
         every_s: float,
         page: Callable[[], Awaitable[bytes]],
-        report: Callable[[VirtksmError | None], None],
+        report: Callable[[Exception | None], None],
         *,
         alive_s: float = ALIVE_S,
     ) -> None:
@@ -72,7 +72,7 @@ class Textfile:
     async def _attempt(self, work: Awaitable[None]) -> None:
         try:
             await work
-        except VirtksmError as error:
+        except Exception as error:  # noqa: BLE001  # the outermost layer of this task
             self._report(error)
         else:
             self._report(None)
