@@ -94,6 +94,9 @@ VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir
 """Common options that a value follows."""
 NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
 MAX_COLUMNS = 120
+READER_GONE = 141
+"""The exit code where the output's reader (head, grep -q) went before its end: what a shell sees of a program that
+SIGPIPE ends, such as virsh. Never 0, as a judgment that nobody has read is none."""
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
@@ -249,9 +252,9 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm", given: Sequen
     try:
         code = run()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, grep -q) has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output goes there
-        return int(ExitCode.DONE)
+        return READER_GONE
     except (VirtksmError, OSError) as error:  # an OSError is unforeseen by any adapter, such as a full disk
         print("\n".join(map(printable, error_lines(error, program, given))), file=sys.stderr)
         return int(error.exit_code if isinstance(error, VirtksmError) else ExitCode.FAILED)
@@ -282,10 +285,15 @@ def run_program(run: Callable[[], int] = main) -> NoReturn:
 
     That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
     """
-    code = run()
+    try:
+        code = run()
+    except SystemExit as end:  # argparse's, after --help
+        code = int(end.code or 0)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # the reader is gone
+        except BrokenPipeError:
+            code = code or READER_GONE
+        except (OSError, ValueError):
             code = code or int(ExitCode.FAILED)
     os._exit(code)
