@@ -285,6 +285,7 @@ def run_program(run: Callable[[], int] = main) -> NoReturn:
 
     That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
     """
+    _make_streams_writable()
     try:
         code = run()
     except SystemExit as end:  # argparse's, after --help
@@ -297,3 +298,14 @@ def run_program(run: Callable[[], int] = main) -> NoReturn:
         except (OSError, ValueError):
             code = code or int(ExitCode.FAILED)
     os._exit(code)
+
+
+def _make_streams_writable() -> None:
+    """Have standard output and error take any text: letters that the locale lacks, and where they are closed."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed (>&-), its number would be the next file's
+        os.set_inheritable(free, True)  # noqa: FBT003  # takes no name
+    os.close(free)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
