@@ -32,9 +32,10 @@ _PLACE = rf"[\"']?(?:/sys/kernel/mm/ksm|\$\{{?\w{{1,40}}\}}?)[\"']?/{_NAME}\b"
 _ECHO = re.compile(rf"\b(?:echo|printf)(?: +-n)? +[\"']?([\w-]{{1,40}})(?:\\n)?[\"']? *>{{1,2}} *{_PLACE}")
 _WRITE = re.compile(rf"(?:>|\btee\b(?: +-\w+)*) *{_PLACE}")
 _TMPFILE = re.compile(
-    rf"^[wfF]\S{{0,4}}\s+[\"']?/sys/kernel/mm/ksm/{_NAME}[\"']?\s+\S+\s+\S+\s+\S+\s+\S+\s+[\"']?([\w-]+)"
+    rf"^\s*[wfF]\S{{0,4}}\s+[\"']?/sys/kernel/mm/ksm/{_NAME}[\"']?\s+\S+\s+\S+\s+\S+\s+\S+\s+[\"']?([\w-]+)"
 )
 _SYSFS = re.compile(rf"^\s*(?:/sys/)?kernel/mm/ksm/{_NAME}\s*=\s*[\"']?([\w-]+)")
+_SWITCH = re.compile(r"(?:^|[\s;&])KSM_ENABLED=[\"']?(\w*)[\"']?(?=[\s;&|]|$)")
 _EXEC = re.compile(r"^Exec\w+\s*=\s*(.+)$", re.MULTILINE)
 
 
@@ -79,7 +80,7 @@ def read_boot(root: Root, units: Iterable[str]) -> Boot:
         lines = _EXEC.findall(reader.text(path).replace("\\\n", " "))
         reader.commands(path, "\n".join(lines))
         reader.programs(lines)
-    if re.search(r"^\s*KSM_ENABLED=[\"']?0[\"']?\s*$", reader.text(QEMU_KVM_FILE[1:]), re.MULTILINE):
+    if parse_switch(reader.text(QEMU_KVM_FILE[1:])) == "0":
         reader.add(QEMU_KVM_FILE[1:], "run", "0", is_declared=True)
     return Boot(settings=list(dict.fromkeys(reader.found)), unread=reader.unread)
 
@@ -93,6 +94,12 @@ def parse_commands(text: str) -> list[tuple[str, str | None]]:
         found.update(dict.fromkeys(_WRITE.findall(line)))
         found.update({name: value for value, name in _ECHO.findall(line)})
     return list(found.items())
+
+
+def parse_switch(text: str) -> str | None:
+    """Return what Ubuntu's /etc/default/qemu-kvm, which a shell reads, sets KSM_ENABLED to; the last counts."""
+    values = [value for line in _uncommented(text) for value in _SWITCH.findall(re.sub(r"\s#.*", "", line))]
+    return values[-1] if values else None
 
 
 def _uncommented(text: str) -> Iterator[str]:
