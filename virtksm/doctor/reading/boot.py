@@ -18,7 +18,8 @@ TMPFILES_DIRS = ("etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d",
 """The first hides what has the same name in the others (tmpfiles.d(5))."""
 UDEV_DIRS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d")
 SCRIPTS = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/init.d/after.local")
-CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root")
+CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root", "var/spool/cron/tabs/root")
+"""Root's own is at Debian's, Fedora's or SUSE's place."""
 QEMU_KVM_FILE = "/etc/default/qemu-kvm"
 """Read by Ubuntu's qemu-kvm.service."""
 PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
