@@ -14,22 +14,40 @@ from collections.abc import Iterable, Iterator
 from manual.tree import Command, Option
 
 GUESTS = "virsh --readonly list --name 2>/dev/null"
-"""Prints a name a line; a user who may not ask gets none."""
+"""Prints a name a line; a user who may not ask gets none.
 
-BASH_VALUES = {"FILE": "_virtksm_offer -f", "DIR": "_virtksm_offer -d", "GUEST": f'_virtksm_offer -W "$({GUESTS})"'}
-BASH_HEAD = """\
+A name is whatever a guest's owner has chosen, and root presses Tab: no shell may expand it. zsh (compadd without -Q)
+and fish (a line of a command substitution) take it as it is and quote it when they insert it. bash does neither.
+"""
+
+BASH_VALUES = {"FILE": "_virtksm_offer -f", "DIR": "_virtksm_offer -d", "GUEST": "_virtksm_offer_guests"}
+BASH_HEAD = f"""\
 # Completion of virtksm for bash.
-_virtksm_offer() { # _virtksm_offer HOW...: what compgen finds; a name a line, which may hold spaces
-  local IFS=$'\\n' # splits the words of -W
-  mapfile -t COMPREPLY < <(compgen "$@" -- "${COMP_WORDS[COMP_CWORD]}")
+_virtksm_offer() {{ # _virtksm_offer HOW...: what compgen finds; a name a line, which may hold spaces
+  local IFS=$'\\n' # splits the words of -W, which bash expands: only words of this script
+  mapfile -t COMPREPLY < <(compgen "$@" -- "${{COMP_WORDS[COMP_CWORD]}}")
   compopt -o filenames 2>/dev/null # quotes what needs it
-}
+}}
 
-_virtksm() {
+_virtksm_offer_guests() {{ # a name may hold all but a line end and a slash: never expanded, inserted quoted
+  local name one typed=${{COMP_WORDS[COMP_CWORD]}}
+  while IFS= read -r name; do
+    [[ $name && $name == ${{typed#[\\"\\']}}* ]] || continue # a pattern: web\\ o is how "web one" begins
+    if [[ $typed == *[\\"\\']* ]]; then # within quotes only what needs none
+      [[ $name != *[!a-zA-Z0-9_.\\ -]* ]] || continue
+    else
+      printf -v name %q "$name"
+      for one in : = @; do name=${{name//$one/\\\\$one}}; done # at these, bash would split the word
+    fi
+    COMPREPLY+=("$name")
+  done < <({GUESTS})
+}}
+
+_virtksm() {{
   local at place=virtksm
   COMPREPLY=()
   for ((at = 1; at < COMP_CWORD; at++)); do
-    case "$place ${COMP_WORDS[at]}" in
+    case "$place ${{COMP_WORDS[at]}}" in
 """
 
 ZSH_VALUES = {"FILE": "_files", "DIR": "_files -/", "GUEST": "__virtksm_guest_names"}

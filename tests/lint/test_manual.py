@@ -1,6 +1,8 @@
 """Man pages and completion: they name all that the program offers, and bash completes by them."""
 
 import argparse
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +18,27 @@ from manual.pages import (
     without_tables,
 )
 from manual.tree import Command, describe, describe_options
+from tests.lab.hang import HANG_S
+from tests.lab.ksm import wait_until
+from tests.lab.pseudo_terminal import PseudoTerminal
 from virtksm.config.schema import all_keys
 
 PROJECT = Path(__file__).parents[2]
 DOCS = PROJECT / "docs"
 ROOT = describe()
 GUESTS = ("web one", "web-2", "db")
+HOSTILE_GUESTS = (
+    "a$(touch pwned; echo x)",
+    "b`touch pwned`",
+    "c'd\"e; touch pwned #",
+    "f  g\\h ",
+    "i*[!k]{l,m}>pwned",
+    "n:1=2@3",
+    "o\t$(touch pwned)",
+    "~root!!",
+    "ü${x:-$(touch pwned)}",
+)
+"""With a first character that no other has, and that needs no quotes."""
 
 
 def read(name: str) -> str:
@@ -40,18 +57,21 @@ def with_guest() -> Command:
     return Command(words=("virtksm",), summary="", usage="", options=(), commands=(look,))
 
 
-def complete_in_bash(script: str, tmp_path: Path, *words: str) -> list[str]:
-    """Return what bash offers for the last word of a command line; `virsh` knows the GUESTS."""
-    virsh = tmp_path / "virsh"
-    virsh.write_text("#!/bin/sh\n" + "".join(f"echo '{name}'\n" for name in GUESTS), encoding="utf-8")
-    virsh.chmod(0o755)
+def write_program(file: Path, script: str) -> None:
+    file.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+def complete_in_bash(script: str, tmp_path: Path, *words: str, guests: tuple[str, ...] = GUESTS) -> list[str]:
+    """Return what bash offers for the last word of a command line; `virsh` knows the guests."""
+    write_program(tmp_path / "virsh", "printf '%s\\n' " + shlex.join((*guests, "")))
     asked = f"""{script}
         PATH={tmp_path}:$PATH
         COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
         _virtksm
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
-    run = subprocess.run(["bash", "-c", asked, "-", *words], check=True, capture_output=True, text=True)
+    run = subprocess.run(["bash", "-c", asked, "-", *words], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert run.stderr == ""
     return run.stdout.split("\n")[:-1]
 
@@ -126,11 +146,44 @@ def test_bash_completes_commands_options_choices_names_of_guests_and_files(tmp_p
     ):
         assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", *typed.split()) == [completed]
     script = make_bash_script(with_guest())
-    assert complete_in_bash(script, tmp_path, "virtksm", "look", "w") == ["web one", "web-2"]
-    assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", "guests", "web-2", "w") == ["web one", "web-2"]
+    for typed in ("w", "web\\ o", "'web o", '"web o'):
+        offered = ["web one" if typed[0] in "'\"" else "web\\ one", *(["web-2"] if typed == "w" else [])]
+        assert complete_in_bash(script, tmp_path, "virtksm", "look", typed) == offered
+    assert complete_in_bash(make_bash_script(ROOT), tmp_path, "virtksm", "guests", "web-2", "d") == ["db"]
     (tmp_path / "a-file").touch()
     offered = complete_in_bash(script, tmp_path, "virtksm", "look", "--out", f"{tmp_path}/a-")
     assert offered == [f"{tmp_path}/a-file"]
+
+
+def test_bash_never_runs_a_guests_name(tmp_path: Path) -> None:
+    script = make_bash_script(with_guest())
+    for typed in ("", "'", '"'):
+        offered = complete_in_bash(script, tmp_path, "virtksm", "look", typed, guests=HOSTILE_GUESTS)
+        assert len(offered) == (1 if typed else len(HOSTILE_GUESTS))
+        assert not typed or offered == [""], "what would need quotes within quotes is not offered"
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_guests_name_that_bash_has_completed_is_one_argument(tmp_path: Path) -> None:
+    (tmp_path / "completion").write_text(make_bash_script(ROOT), encoding="utf-8")
+    write_program(tmp_path / "virsh", "printf '%s\\n' " + shlex.join((*HOSTILE_GUESTS, "")))
+    write_program(tmp_path / "virtksm", 'printf "%s|" "$@" >>taken; echo >>taken')
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "INPUTRC": "/dev/null", "HISTFILE": "/dev/null"}
+    shell = PseudoTerminal(["env", "-C", str(tmp_path), "bash", "--noprofile", "--norc", "-i"], environ=environ)
+    try:
+        shell.type(b". ./completion\n")
+        for name in HOSTILE_GUESTS:
+            typed = "\\" * (name[0] == "~") + name[0]
+            shell.type(f"virtksm guest show {typed}\t\n".encode())
+        taken, wanted = tmp_path / "taken", [f"guest|show|{name}|" for name in HOSTILE_GUESTS]
+        wait_until(
+            lambda: taken.exists() and taken.read_text("utf-8").splitlines() == wanted,
+            HANG_S,
+            f"{wanted}, but {taken.exists() and taken.read_text('utf-8')}",
+        )
+    finally:
+        shell.close()
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_zsh_and_fish_are_told_every_command_and_option() -> None:

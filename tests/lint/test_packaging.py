@@ -137,6 +137,37 @@ def test_a_libvirt_that_does_not_answer_stops_no_removal() -> None:
         assert re.findall(r"(\S+ \d+) virtksm restore", script) == ["--kill-after=5 60"]
 
 
+def test_a_removal_that_is_called_off_starts_what_it_has_stopped(tmp_path: Path) -> None:
+    """dpkg does so for `apt install ksmtuned` if that cannot be unpacked: prerm remove, postinst abort-remove."""
+    moved = {
+        "/usr/share/debconf/confmodule": "/dev/null",
+        "/run/systemd/system": str(tmp_path),
+        "/run/virtksm": str(tmp_path / "absent"),
+        "/var/lib/virtksm": str(tmp_path / "absent"),
+    }
+
+    def do(script: str, *arguments: str, is_enabled: bool) -> list[str]:
+        """Return what a maintainer script has systemctl do."""
+        (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$2" = is-enabled ] && exit {0 if is_enabled else 1}\n')
+        (tmp_path / "systemctl").chmod(0o755)
+        text = (PACKAGING / "debian" / f"virtksm.{script}").read_text(encoding="utf-8")
+        for there, here in moved.items():
+            text = text.replace(there, here)
+        environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        traced = ["sh", "-x", "-c", text, script, *arguments]
+        done = subprocess.run(traced, check=True, capture_output=True, text=True, env=environ)
+        return [
+            line for line in re.findall(r"^\+ systemctl (.*)$", done.stderr, re.MULTILINE) if "is-enabled" not in line
+        ]
+
+    switch = "virtksm-ksm.service"
+    removal = ("in-favour", "ksmtuned", "1")
+    assert do("prerm", "remove", *removal, is_enabled=True) == [f"stop {switch}"]
+    assert do("postinst", "abort-remove", *removal, is_enabled=True) == [f"start {switch}"]
+    assert do("postinst", "abort-remove", *removal, is_enabled=False) == []
+    assert do("prerm", "upgrade", "2", is_enabled=True) == do("prerm", "deconfigure", *removal, is_enabled=True) == []
+
+
 def test_what_the_removal_compiles_is_not_written() -> None:
     prerm = (PACKAGING / "debian" / "virtksm.prerm").read_text(encoding="utf-8")
     assert re.findall(r"^ *(\S+) timeout .*virtksm restore", prerm, flags=re.MULTILINE) == ["PYTHONDONTWRITEBYTECODE=1"]

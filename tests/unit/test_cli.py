@@ -6,13 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from tomllib import loads as parse_toml
 
 import pytest
 
 from tests.real.agent_process import VIRTKSM
 from virtksm import __version__
 from virtksm.cli.help import examples_of
-from virtksm.cli.main import ACTIONS, COMMANDS, WITHOUT_JSON, main, parse
+from virtksm.cli.main import ACTIONS, COMMANDS, READER_GONE, WITHOUT_JSON, main, parse
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
@@ -179,16 +180,45 @@ def test_where_the_configuration_decides_one_that_is_missing_is_exit_code_2_in_o
     ]
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+@pytest.mark.parametrize("command", ["config show", "config check", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_is_told_apart_from_one_that_has_read_all(
+    tmp_path: Path, command: str, unbuffered: str
+) -> None:
+    """As of virsh, which SIGPIPE ends: `virtksm verify-off | true` under pipefail proves nothing."""
     reading, writing = os.pipe()
     os.close(reading)
     config = tmp_path / "virtksm.toml"
     config.touch()
-    command = [str(VIRTKSM), "--config", str(config), "config", "show"]
-    done = subprocess.run(command, check=False, stdout=writing, stderr=subprocess.PIPE, env=environ)
+    arguments = [str(VIRTKSM), "--config", str(config), *command.split()]
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(arguments, check=False, stdout=writing, stderr=subprocess.PIPE, env=environ)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (READER_GONE, b"")
+
+
+def test_names_that_the_locale_cannot_write_are_escaped(tmp_path: Path) -> None:
+    config = tmp_path / "gäste€.toml"
+    config.touch()
+    environ = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    arguments = [str(VIRTKSM), "config", "check", str(config)]
+    done = subprocess.run(arguments, check=True, capture_output=True, env=environ)
+    assert done.stdout.decode("latin-1") == f"{tmp_path}/gäste\\u20ac.toml: ok\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_output_is_no_failure_and_no_files_number(tmp_path: Path, closed: str) -> None:
+    ksmtuned, written = tmp_path / "ksmtuned.conf", tmp_path / "virtksm.toml"
+    ksmtuned.write_text("KSM_THRES_COEF=30\n", encoding="utf-8")
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        script = f"exec {VIRTKSM} {command} {closed}"
+        return subprocess.run(["sh", "-c", script], check=False, capture_output=True, text=True)
+
+    done = run(f"config import {ksmtuned} -o {written}")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert parse_toml(written.read_text("utf-8")) == {"adaptive": {"reserve_percent": 30}}
+    assert run("nonsense").returncode == ExitCode.USAGE
 
 
 @pytest.mark.parametrize(("kib", "text"), [(None, "unknown"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB")])

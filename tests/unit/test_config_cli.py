@@ -150,6 +150,17 @@ def test_import_is_for_adaptive_unless_told_otherwise_and_says_so(tmp_path: Path
     assert not target.exists()
 
 
+def test_what_root_imports_the_agents_user_can_read_whatever_the_umask(tmp_path: Path) -> None:
+    source, target = tmp_path / "ksmtuned.conf", tmp_path / "new.toml"
+    source.write_text("KSM_THRES_COEF=30\n")
+    umask = os.umask(0o077)
+    try:
+        assert main(["config", "import", str(source), "-o", str(target)]) == 0
+    finally:
+        os.umask(umask)
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
 def test_import_overwrites_nothing_and_follows_no_link(tmp_path: Path, capsys: Captured) -> None:
     source, target, link = tmp_path / "ksmtuned.conf", tmp_path / "old.toml", tmp_path / "link.toml"
     source.write_text("KSM_THRES_COEF=30\n")

@@ -1,5 +1,6 @@
 """Each check of `virtksm doctor`: what makes it pass, and what makes it warn or fail."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -165,6 +166,23 @@ NO_ROOM = {"failed": [{"message": "no room"}]}
 def configured(facts: Facts, **configuration: object) -> Facts:
     config = Config(**configuration)  # type: ignore[arg-type]  # tests name fields
     return replace(facts, configuration=config, keys_set=frozenset({"adaptive.merge_across_nodes"}))
+
+
+DROP_IN = "etc/virtksm/conf.d/50-mine.toml"
+
+
+def hidden_configuration(
+    *, folder: int = 0o755, file: int = 0o644, is_its_groups: bool = False, user: str | None = "virtksm"
+) -> Facts:
+    """Return facts of a host with a drop-in and its folder of these modes."""
+    gid = os.getgid() if is_its_groups else os.getgid() + 1
+    facts = files(
+        {DROP_IN: "", "etc/group": f"virtksm:x:{gid}:\n", **({} if user else {"etc/passwd": "root:x:0:0::/:/bin/sh\n"})}
+    )
+    path = Path(facts.this_machine.root.path(DROP_IN))
+    path.chmod(file)
+    path.parent.chmod(folder)
+    return replace(facts, agents_files=(f"/{DROP_IN}",))
 
 
 def nodes(**configuration: object) -> Facts:
@@ -508,6 +526,12 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("agent_permission", without_agent(files({POLKIT_RULE: "none"})), WARN, "no rule of polkit's"),
     ("agent_permission", without_agent(files({"etc/passwd": None})), INFO, "no user virtksm"),
     ("configuration", replace(HEALTHY, configuration=("one fault", "another")), FAIL, "one fault (and 1 more)"),
+    ("configuration", hidden_configuration(file=0o644), PASS, "policy adaptive"),
+    ("configuration", hidden_configuration(file=0o600), WARN, "virtksm, as whom the packaged agent runs, cannot read"),
+    ("configuration", hidden_configuration(folder=0o700), WARN, "cannot read /etc/virtksm/conf.d"),
+    ("configuration", hidden_configuration(file=0o640), WARN, "cannot read /etc/virtksm/conf.d/50-mine.toml"),
+    ("configuration", hidden_configuration(file=0o640, is_its_groups=True), PASS, "policy adaptive"),
+    ("configuration", hidden_configuration(file=0o600, user=None), PASS, "policy adaptive"),
     ("not_paused", replace(HEALTHY, paused=OFF), INFO, "paused since 2026-01-01T00:00:00Z"),
     ("not_paused", replace(HEALTHY, paused=Pause(damage="/x: is damaged")), WARN, "counts as paused"),
     ("agent", without_agent(files(NO_SYSTEMD)), INFO, "the hook's pokes start passes"),

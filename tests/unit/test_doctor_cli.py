@@ -99,6 +99,15 @@ def test_what_keeps_ksm_off_is_told_without_asking_libvirt(tmp_path: Path) -> No
     assert code == (ExitCode.DONE if find_kept_off(Here(Root(), "")) is None else ExitCode.FAILED)
 
 
+@pytest.mark.parametrize("option", ["--json", "--all", "--only=boot", "--strict"])
+def test_what_keeps_ksm_off_is_one_line_and_no_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert run(tmp_path, "--kept-off", option) == ExitCode.USAGE
+    out, err = capsys.readouterr()
+    assert (out, "--kept-off makes no checks" in err) == ("", True)
+
+
 def test_it_makes_no_folder(tmp_path: Path) -> None:
     run(tmp_path, "--connect", NOWHERE)
     assert [path.name for path in tmp_path.iterdir()] == ["virtksm.toml"]

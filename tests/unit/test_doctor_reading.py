@@ -132,6 +132,11 @@ def test_a_masked_unit_keeps_ksm_off_and_is_not_enabled(tmp_path: Path) -> None:
         unit.parent.mkdir(parents=True, exist_ok=True)
         unit.symlink_to("/dev/null")
         assert find_kept_off(read(root)) == "ksm.service is masked"
+        unit.unlink()
+        unit.write_text("[Unit]\n")
+        assert find_kept_off(read(root)) is None
+        unit.write_text("")  # masks, too: systemd.unit(5)
+        assert find_kept_off(read(root)) == "ksm.service is masked"
         assert not read(root).unit("ksm.service").is_enabled
         assert text(read(root), "ksm_boot").startswith("WARN it is on, and is kept off at the next boot: ksm.service")
 
@@ -148,18 +153,38 @@ def test_only_what_declares_the_switch_keeps_ksm_off() -> None:
     assert find_kept_off(files(**{"etc/tmpfiles.d/ksm.conf": f"#w {RUN} - - - - 0\n"})) is None
     sysfs = files(**{"etc/sysfs.d/ksm.conf": "kernel/mm/ksm/run = 2\n"})
     assert find_kept_off(sysfs) == "/etc/sysfs.d/ksm.conf switches it off at boot"
-    quoted = {"etc/default/qemu-kvm": 'KSM_ENABLED="0"\n', f"{WANTS}/qemu-kvm.service": ""}
-    runs = files(**quoted, **{"usr/lib/systemd/system/qemu-kvm.service": ""})
-    assert find_kept_off(runs) == "/etc/default/qemu-kvm switches it off at boot"
+    blanks = files(**{"etc/tmpfiles.d/ksm.conf": f" \tw {RUN} - - - - 0\n"})
+    assert find_kept_off(blanks) == "/etc/tmpfiles.d/ksm.conf switches it off at boot"
     conf = "usr/lib/tuned/virtual-host/tuned.conf"
     unread = files(**{conf: None, f"{conf}/x": "", "etc/sysfs.conf": "kernel/mm/ksm/run=0\n"})
     assert find_kept_off(unread) == "/etc/sysfs.conf switches it off at boot"
 
 
 @pytest.mark.parametrize(
+    ("switch", "is_off"),
+    [
+        ('KSM_ENABLED="0"', True),
+        ("KSM_ENABLED=0 # tenants", True),
+        ("  export KSM_ENABLED='0'", True),
+        ("KSM_ENABLED=0;", True),
+        ("SLEEP_MILLISECS=200 KSM_ENABLED=0", True),
+        ("KSM_ENABLED=1\nKSM_ENABLED=0", True),
+        ("KSM_ENABLED=0\nKSM_ENABLED=1", False),
+        ("KSM_ENABLED=1 # KSM_ENABLED=0", False),
+        ("#KSM_ENABLED=0\nMY_KSM_ENABLED=0\nKSM_ENABLED=01", False),
+    ],
+)
+def test_ubuntus_switch_is_read_as_a_shell_reads_it(switch: str, is_off: bool) -> None:
+    unit = {f"{WANTS}/qemu-kvm.service": "", "usr/lib/systemd/system/qemu-kvm.service": "[Unit]\n"}
+    found = find_kept_off(files(**{"etc/default/qemu-kvm": f"{switch}\n"}, **unit))
+    assert found == ("/etc/default/qemu-kvm switches it off at boot" if is_off else None)
+
+
+@pytest.mark.parametrize(
     ("files_of", "found"),
     [
         ({"throughput/script.sh": "disable_ksm\n"}, "throughput/script.sh"),
+        ({"throughput/script.sh": "disable_ksm\n", "throughput/a.conf": "summary=no KSM\n"}, "throughput/script.sh"),
         ({"throughput/script.sh": "# ksm is left alone\n"}, None),
         ({"throughput/tuned.conf": "[main]\ninclude=virtual-host,../../etc\n", "other/tuned.conf": "ksm"}, None),
         ({"throughput/tuned.conf": "[main]\ninclude=${f:virt_check:a:b}\n", "b/tuned.conf": "x=ksm\n"}, "b/tuned.conf"),
@@ -183,9 +208,22 @@ def test_a_profile_of_etc_comes_first_and_includes_that_only_tuned_can_resolve_a
 
 
 def test_a_profile_that_switches_ksm_off_is_told_from_one_that_sets_it() -> None:
-    for line in ("    disable_ksm", f"{RUN} = 2", f"{RUN}=0", f"echo 2 > {RUN}"):
+    written = (f'echo "2" > {RUN}', f"echo -n '0' >\"{RUN}\"", f"printf '0\\n' > {RUN}", f"echo 2 | tee {RUN}")
+    plain = ("    disable_ksm", f"{RUN} = 2", f"{RUN}=0", f"echo 2 > {RUN}", "modprobe kvm; disable_ksm # no latency")
+    for line in (*plain, *written):
         assert keeps_ksm_off(f"start() {{\n{line}\n}}\n")
-    for line in ("disable_ksm()", "# disable_ksm", f"{RUN}=1", f"{PAGES}=100"):
+        assert keeps_ksm_off(f"stop() {{ true; }}\nstart() {{ {line}\n}}\n")
+        for stop in ("stop() {\n", "  function stop\n{\n"):
+            assert not keeps_ksm_off(f"start() {{\nenable_ksm\n}}\n{stop}{line}\n}}\n")
+            assert keeps_ksm_off(f"{stop}enable_ksm\n}}\nstart() {{\n{line}\n}}\n")
+    for line in (
+        "disable_ksm()",
+        "# disable_ksm",
+        "true # disable_ksm",
+        f"{RUN}=1",
+        f"{PAGES}=100",
+        f'echo "1" > {RUN}',
+    ):
         assert not keeps_ksm_off(f"start() {{\n{line}\n}}\n")
 
 
@@ -196,6 +234,8 @@ def test_what_else_sets_ksm_at_boot() -> None:
         "etc/udev/rules.d/9.rules": f"RUN+=\"sh -c 'echo 1 > {RUN}'\"\n",
         "etc/rc.local": f"#!/bin/sh\necho 1000 > {PAGES}\n",
         "var/spool/cron/crontabs/root": f"@reboot echo 0 > {RUN}\n",
+        "var/spool/cron/root": f"@reboot echo 1 > {RUN}\n",
+        "var/spool/cron/tabs/root": f"@reboot echo 2 > {RUN}\n",
         f"{UNITS}/long.service": f"[Service]\nExecStart=/bin/sh -c 'echo 5 > \\\n {SLEEP}'\n",
         f"{UNITS}/many@.service": f"[Service]\nExecStart=sh -c 'echo 7 >{RUN}'\n",
         f"{UNITS}/timed.service": f"[Service]\nExecStart=/bin/sh -c 'echo 6 >{SLEEP}'\n",
@@ -208,6 +248,8 @@ def test_what_else_sets_ksm_at_boot() -> None:
             ("/etc/udev/rules.d/9.rules", "run", "1", False),
             ("/etc/rc.local", "pages_to_scan", "1000", False),
             ("/var/spool/cron/crontabs/root", "run", "0", False),
+            ("/var/spool/cron/root", "run", "1", False),
+            ("/var/spool/cron/tabs/root", "run", "2", False),
             (f"/{UNITS}/long.service", "sleep_millisecs", "5", False),
             (f"/{UNITS}/many@.service", "run", "7", False),
             (f"/{UNITS}/timed.service", "sleep_millisecs", "6", False),
@@ -359,9 +401,9 @@ def test_an_agents_status_without_a_pass_is_as_of_one_that_has_seen_no_guest() -
 def test_every_fault_of_the_configuration_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "virtksm.toml"
     file.write_text("policy = 7\nnonsense = 1\n", encoding="ascii")
-    faults, _ = read_config(str(file))
+    faults = read_config(str(file)).configuration
     assert isinstance(faults, tuple)
     assert len(faults) == 2
     file.write_text('[adaptive]\nmerge_across_nodes = "keep"\n', encoding="ascii")
     plain = replace(HEALTHY.config, private_guests=())
-    assert read_config(str(file)) == (plain, frozenset({"adaptive.merge_across_nodes"}))
+    assert read_config(str(file)) == (plain, frozenset({"adaptive.merge_across_nodes"}), (str(file),))

@@ -283,7 +283,8 @@ def test_errors_of_libvirt_and_qemu_say_what_may_go_on() -> None:
     with pytest.raises(MonitorRefused):
         bench.switch().unmerge(force=False)
     bench.monitor.refuses = None
-    switch = bench.switch()
+    bench.hypervisor.running = (Guest(uuid="u-1", name="one; reboot", domain_id=1),)
+    switch = bench.switch("one; reboot")
 
     def hang(_what: str, call: Callable[[], object], *, more_s: float = 0.0) -> object:
         if more_s:
@@ -293,10 +294,10 @@ def test_errors_of_libvirt_and_qemu_say_what_may_go_on() -> None:
     switch._run = hang
     with pytest.raises(LibvirtTimeout) as timeout:
         switch.unmerge(force=False)
-    assert str(timeout.value) == "QEMU: no answer within 9 s; QEMU may go on: virtksm guest show one"
+    assert str(timeout.value) == "QEMU: no answer within 9 s; QEMU may go on: virtksm guest show 'one; reboot'"
     bench.monitor.guests.clear()
     with pytest.raises(GuestVanished):
-        bench.switch().unmerge(force=False)
+        bench.switch("one; reboot").unmerge(force=False)
     with pytest.raises(VirtksmError, match="no running guest is called two"):
         bench.switch("two")
 

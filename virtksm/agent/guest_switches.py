@@ -15,6 +15,7 @@ their processes be told apart, and the memory be judged.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -292,7 +293,7 @@ def _make(monitor: Monitor, here: ThisHost, step: Step) -> bool:
     if not merge and _still_merges(facts, guest, qemu):
         raise MonitorFailed(
             f"QEMU {qemu.version} has taken it, but the kernel still merges guest {guest.name!r}",
-            remedy=f"virtksm guest show {guest.name}; it is tried again",
+            remedy=f"virtksm guest show {shlex.quote(guest.name)}; it is tried again",
         )
     here.choices.exchange(guest.uuid, choice, None if merge else replace(choice, is_done=True))
     return True

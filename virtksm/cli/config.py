@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def run_import(options: argparse.Namespace) -> int:
 def _write_new(file: str, text: str) -> None:
     try:
         with Path(file).open("x", encoding="utf-8") as output:
+            os.fchmod(output.fileno(), 0o644)  # whatever the umask: root writes it, and the agent's user reads it
             output.write(text)
     except OSError as error:
         remedy = "name a new file; an existing one is not overwritten"

@@ -45,13 +45,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kept-off",
         action="store_true",
-        help="print what keeps KSM off on this host (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
+        help="print only what keeps KSM off here (tuned, a masked ksm.service, tmpfiles.d), exiting with 1 if so",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what the checks find; returns 1 if one is a FAIL, or with --strict a WARN."""
     if options.kept_off:
+        if options.json or options.all or options.only or options.strict:
+            raise UsageError("--kept-off makes no checks: it goes without --json, --all, --only and --strict")
         return _kept_off()
 
     from virtksm.doctor.checks import examine

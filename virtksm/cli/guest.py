@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -259,7 +260,10 @@ class GuestSwitch:
         try:
             self._run("QEMU", partial(self._monitor.set_merging, guest.uuid, merge=merge), more_s=more_s)
         except LibvirtUnreachable as error:
-            error.message, error.remedy = f"{error.message}; QEMU may go on", f"virtksm guest show {guest.name}"
+            error.message, error.remedy = (
+                f"{error.message}; QEMU may go on",
+                f"virtksm guest show {shlex.quote(guest.name)}",
+            )
             raise
         self._read(guest.uuid)  # not by its name, which another guest may have by now
         self.ask()

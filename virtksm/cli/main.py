@@ -94,6 +94,9 @@ VALUED = frozenset({"-c", "--connect", "--config", "--runtime-dir", "--state-dir
 """Common options that a value follows."""
 NOT_IN_USAGE = ("help", "runtime_dir", "state_dir")
 MAX_COLUMNS = 120
+READER_GONE = 141
+"""The exit code where the output's reader (head, grep -q) went before its end: what a shell sees of a program that
+SIGPIPE ends, such as virsh. Never 0, as a judgment that nobody has read is none."""
 
 
 class HelpText(argparse.RawDescriptionHelpFormatter):
@@ -249,9 +252,9 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm", given: Sequen
     try:
         code = run()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader (head, grep -q) has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output goes there
-        return int(ExitCode.DONE)
+        return READER_GONE
     except (VirtksmError, OSError) as error:  # an OSError is unforeseen by any adapter, such as a full disk
         print("\n".join(map(printable, error_lines(error, program, given))), file=sys.stderr)
         return int(error.exit_code if isinstance(error, VirtksmError) else ExitCode.FAILED)
@@ -282,10 +285,27 @@ def run_program(run: Callable[[], int] = main) -> NoReturn:
 
     That takes 10 ms once libvirt is imported, a tenth of a one-shot, and frees only what the kernel frees anyway.
     """
-    code = run()
+    _make_streams_writable()
+    try:
+        code = run()
+    except SystemExit as end:  # argparse's, after --help
+        code = int(end.code or 0)
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # the reader is gone
+        except BrokenPipeError:
+            code = code or READER_GONE
+        except (OSError, ValueError):
             code = code or int(ExitCode.FAILED)
     os._exit(code)
+
+
+def _make_streams_writable() -> None:
+    """Have standard output and error take any text: letters that the locale lacks, and where they are closed."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed (>&-), its number would be the next file's
+        os.set_inheritable(free, True)  # noqa: FBT003  # takes no name
+    os.close(free)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -141,15 +141,16 @@ class Here:
 class Facts:
     """All facts; `here` is a DoesNotApply where the connection leads to another machine.
 
-    `configuration` is it, or its faults, and `keys_set` the keys that its files set. `known_agent` is the agent's
-    status, None where none runs. `folder` is for what virtksm does at run time, `state` the host's state in it;
-    `faults`: what is wrong with the folders.
+    `configuration` is it, or its faults, and `keys_set` the keys that its files set; `agents_files` are the files that
+    the agent reads. `known_agent` is the agent's status, None where none runs. `folder` is for what virtksm does at run
+    time, `state` the host's state in it; `faults`: what is wrong with the folders.
     """
 
     here: Here | DoesNotApply
     libvirt: LibvirtSeen | VirtksmError
     configuration: Config | tuple[str, ...]
     keys_set: frozenset[str] = frozenset()
+    agents_files: tuple[str, ...] = ()
     paused: Pause | None
     known_agent: Status | CannotTell | None
     folder: str
@@ -206,7 +207,7 @@ def read_facts(
     asked_uri: str, config_file: str | None, paths: RuntimePaths, agent: Status | CannotTell | None
 ) -> Facts:
     """Read the facts about the host behind `asked_uri`; `agent` is its own answer."""
-    configuration, keys_set = read_config(config_file)
+    configuration, keys_set, files = read_config(config_file)
     config = configuration if isinstance(configuration, Config) else Config()
     libvirt, peer_pid = read_libvirt(asked_uri, paths, config)
     uri = libvirt.uri if isinstance(libvirt, LibvirtSeen) else asked_uri
@@ -223,6 +224,7 @@ def read_facts(
         libvirt=libvirt,
         configuration=configuration,
         keys_set=keys_set,
+        agents_files=files if config_file is None else (),
         paused=None if is_alias(uri) else make_switch(uri, config, paths).read(),
         known_agent=agent,
         folder=paths.root,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+
 from virtksm.config.schema import Config
 from virtksm.doctor.checks.hook import SOCKET_UNIT, starts_passes
 from virtksm.doctor.checks.writers import AGENT_UNIT
@@ -10,7 +13,10 @@ from virtksm.doctor.finding import CannotTell, DoesNotApply, Judgement, failed, 
 from virtksm.doctor.reading.files import Root
 from virtksm.doctor.reading.processes import read_users
 from virtksm.errors import START_AGENT
+from virtksm.text import printable
 
+AGENT_USER = "virtksm"
+"""As whom the packaged agent runs."""
 RULES_DIRS = ("etc/polkit-1/rules.d", "usr/share/polkit-1/rules.d")
 UBUNTUS_SLEEP_MS = 200
 KSMTUNEDS_PAGES = (64, 1250)
@@ -20,7 +26,13 @@ KSMTUNEDS_PAGES = (64, 1250)
 def check_configuration(facts: Facts) -> Judgement:
     configuration = facts.configuration
     if isinstance(configuration, Config):
-        facts.this_machine  # noqa: B018  # another one has its own
+        hidden = _find_hidden(facts.this_machine.root, facts.agents_files)  # another machine has its own
+        if hidden:
+            path, rights = hidden
+            return warned(
+                f"the user {AGENT_USER}, as whom the packaged agent runs, cannot read {printable(path)}",
+                f"chmod a+{rights} {shlex.quote(printable(path))}",
+            )
         return passed(f"policy {configuration.policy}")
     more = f" (and {len(configuration) - 1} more)" if len(configuration) > 1 else ""
     return failed(f"{configuration[0]}{more}", "see all of them with `virtksm config check`")
@@ -74,8 +86,8 @@ def check_agent_permission(facts: Facts) -> Judgement:
     here = facts.this_machine
     if facts.agent_seen and facts.agent_seen["libvirt"]["answers"]:
         return passed("the agent is connected")
-    if "virtksm" not in read_users(here.root):
-        raise DoesNotApply("there is no user virtksm")
+    if AGENT_USER not in read_users(here.root):
+        raise DoesNotApply(f"there is no user {AGENT_USER}")
     rule = _find_rule(here.root)
     if rule is not None:
         return passed(f"{rule} names the user virtksm")
@@ -113,6 +125,22 @@ def check_folder(facts: Facts) -> Judgement:
         )
     known(facts.state)
     return passed(facts.folder)
+
+
+def _find_hidden(root: Root, files: Iterable[str]) -> tuple[str, str] | None:
+    """Return what of these files, and of their folders, is hidden from the agent's user, and the rights it lacks."""
+    uid, gid = (read_users(root, file).get(AGENT_USER) for file in ("etc/passwd", "etc/group"))
+    if uid is None:
+        return None
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    needed = (*((folder, "rx", 0o5) for folder in folders), *((file, "r", 0o4) for file in files))
+    for path, rights, bits in needed:
+        status = root.status(path.lstrip("/"))
+        if status is not None:
+            shift = 6 if status.st_uid == uid else 3 if status.st_gid == gid else 0
+            if ~status.st_mode >> shift & bits:
+                return path, rights
+    return None
 
 
 def _find_rule(root: Root) -> str | None:

@@ -18,7 +18,8 @@ TMPFILES_DIRS = ("etc/tmpfiles.d", "run/tmpfiles.d", "usr/local/lib/tmpfiles.d",
 """The first hides what has the same name in the others (tmpfiles.d(5))."""
 UDEV_DIRS = ("etc/udev/rules.d", "run/udev/rules.d", "usr/local/lib/udev/rules.d", "usr/lib/udev/rules.d")
 SCRIPTS = ("etc/rc.local", "etc/rc.d/rc.local", "etc/init.d/boot.local", "etc/init.d/after.local")
-CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root")
+CRONTABS = ("etc/crontab", "var/spool/cron/crontabs/root", "var/spool/cron/root", "var/spool/cron/tabs/root")
+"""Root's own is at Debian's, Fedora's or SUSE's place."""
 QEMU_KVM_FILE = "/etc/default/qemu-kvm"
 """Read by Ubuntu's qemu-kvm.service."""
 PROGRAM_FOLDERS = ("/usr/", "/opt/", "/etc/", "/bin/", "/sbin/", "/lib/")
@@ -32,9 +33,10 @@ _PLACE = rf"[\"']?(?:/sys/kernel/mm/ksm|\$\{{?\w{{1,40}}\}}?)[\"']?/{_NAME}\b"
 _ECHO = re.compile(rf"\b(?:echo|printf)(?: +-n)? +[\"']?([\w-]{{1,40}})(?:\\n)?[\"']? *>{{1,2}} *{_PLACE}")
 _WRITE = re.compile(rf"(?:>|\btee\b(?: +-\w+)*) *{_PLACE}")
 _TMPFILE = re.compile(
-    rf"^[wfF]\S{{0,4}}\s+[\"']?/sys/kernel/mm/ksm/{_NAME}[\"']?\s+\S+\s+\S+\s+\S+\s+\S+\s+[\"']?([\w-]+)"
+    rf"^\s*[wfF]\S{{0,4}}\s+[\"']?/sys/kernel/mm/ksm/{_NAME}[\"']?\s+\S+\s+\S+\s+\S+\s+\S+\s+[\"']?([\w-]+)"
 )
 _SYSFS = re.compile(rf"^\s*(?:/sys/)?kernel/mm/ksm/{_NAME}\s*=\s*[\"']?([\w-]+)")
+_SWITCH = re.compile(r"(?:^|[\s;&])KSM_ENABLED=[\"']?(\w*)[\"']?(?=[\s;&|]|$)")
 _EXEC = re.compile(r"^Exec\w+\s*=\s*(.+)$", re.MULTILINE)
 
 
@@ -79,7 +81,7 @@ def read_boot(root: Root, units: Iterable[str]) -> Boot:
         lines = _EXEC.findall(reader.text(path).replace("\\\n", " "))
         reader.commands(path, "\n".join(lines))
         reader.programs(lines)
-    if re.search(r"^\s*KSM_ENABLED=[\"']?0[\"']?\s*$", reader.text(QEMU_KVM_FILE[1:]), re.MULTILINE):
+    if parse_switch(reader.text(QEMU_KVM_FILE[1:])) == "0":
         reader.add(QEMU_KVM_FILE[1:], "run", "0", is_declared=True)
     return Boot(settings=list(dict.fromkeys(reader.found)), unread=reader.unread)
 
@@ -93,6 +95,12 @@ def parse_commands(text: str) -> list[tuple[str, str | None]]:
         found.update(dict.fromkeys(_WRITE.findall(line)))
         found.update({name: value for value, name in _ECHO.findall(line)})
     return list(found.items())
+
+
+def parse_switch(text: str) -> str | None:
+    """Return what Ubuntu's /etc/default/qemu-kvm, which a shell reads, sets KSM_ENABLED to; the last counts."""
+    values = [value for line in _uncommented(text) for value in _SWITCH.findall(re.sub(r"\s#.*", "", line))]
+    return values[-1] if values else None
 
 
 def _uncommented(text: str) -> Iterator[str]:

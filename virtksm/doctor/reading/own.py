@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from virtksm.agent.fifo import find_fault
 from virtksm.config.load import DEFAULT, load
@@ -29,13 +29,22 @@ NO_PASS: Status = {
 NONE_SWITCHED: Status = {"unmerged": (), "merging": (), "failed": (), "rewriters_unknown": None}
 
 
-def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str]]:
-    """Load the configuration; return it, or its faults if there are any, and the keys that its files set."""
+class ConfigRead(NamedTuple):
+    """The configuration, or its faults if there are any, the keys that its files set, and these files."""
+
+    configuration: Config | tuple[str, ...]
+    keys_set: frozenset[str] = frozenset()
+    files: tuple[str, ...] = ()
+
+
+def read_config(path: str | None) -> ConfigRead:
+    """Load the configuration: `path` alone, or all layers for None."""
     try:
         loaded = load(path)
     except ConfigError as error:
-        return tuple(str(fault) for fault in error.faults), frozenset()
-    return loaded.config, frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
+        return ConfigRead(tuple(str(fault) for fault in error.faults))
+    keys_set = frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
+    return ConfigRead(loaded.config, keys_set, loaded.files)
 
 
 def see_agent(status: Status) -> Status:

@@ -50,9 +50,9 @@ def read_processes(root: Root) -> list[ProcessSeen]:
     return [one for one in found if one is not None and one.user_id in users]
 
 
-def read_users(root: Root) -> dict[str, int]:
-    """Read the accounts' numbers in /etc/passwd, by name."""
-    text = root.text_if_readable("etc/passwd")
+def read_users(root: Root, file: str = "etc/passwd") -> dict[str, int]:
+    """Read the accounts' numbers in /etc/passwd, by name; with etc/group those of groups."""
+    text = root.text_if_readable(file)
     found = re.findall(rf"^([\w.-]{{1,64}}):[^:\n]*:({NUMBER}):", text, re.MULTILINE)
     return {name: int(number) for name, number in found}
 

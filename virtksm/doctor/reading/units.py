@@ -26,8 +26,11 @@ _WANTS = re.compile(r"^(?:Wants|Requires|BindsTo)\s*=(.*)$", re.MULTILINE)
 _VIRT_CHECK = re.compile(r"\$\{f:virt_check:([\w.-]+):([\w.-]+)\}")
 """tuned's function that chooses the first profile in a virtual machine, and the second elsewhere."""
 _KEEPS_OFF = re.compile(
-    r"^[^#;\n]*(?:\bdisable_ksm\b(?!\s*\()|/mm/ksm/run\s*=\s*[02]\b|\becho +[02] *>+ *\S{0,40}ksm/run\b)", re.MULTILINE
+    r"\bdisable_ksm\b(?!\s*\()|/mm/ksm/run\s*=\s*[02]\b"
+    r"|\b(?:echo|printf)(?: +-n)? +[\"']?[02](?:\\n)?[\"']? *(?:>+|\|(?: *sudo)? *tee(?: +-\w+)*) *\S{0,40}ksm/run\b"
 )
+_STOP = re.compile(r"[ \t]*(?:function[ \t]+)?stop\b[ \t]*(?:\([ \t]*\))?[ \t]*(?:\{|$)")
+"""The function that tuned calls when it leaves the profile."""
 
 
 class Unit(NamedTuple):
@@ -62,13 +65,21 @@ class Tuned(NamedTuple):
 def read_unit(root: Root, name: str, enabled: set[str]) -> Unit:
     """Read the state of a unit; `enabled` is what `read_enabled` returns."""
     places = [place for folder in FOLDERS if os.path.lexists(place := root.path(f"{folder}/{name}"))]
-    is_masked = bool(places) and os.path.realpath(places[0]) == "/dev/null"
+    is_masked = bool(places) and _is_empty(places[0])
     return Unit(
         is_installed=bool(places),
         is_enabled=name in enabled and bool(places) and not is_masked,
         is_running=any(_has_processes(root, f"{folder}/{name}") for folder in CGROUPS),
         is_masked=is_masked,
     )
+
+
+def _is_empty(place: str) -> bool:
+    """Return whether a unit's file masks it: /dev/null does, and any file without a byte (systemd.unit(5))."""
+    try:
+        return os.stat(place).st_size == 0  # noqa: PTH116  # a path from os.path
+    except OSError:
+        return False
 
 
 def _has_processes(root: Root, group: str) -> bool:
@@ -110,10 +121,11 @@ def read_tuned(root: Root) -> Tuned:
                 continue
             for include in parse_includes(conf):
                 (unknown_includes if "$" in include else due).append(include)
-            for file in [one for one in root.names(folder) if one.endswith((".conf", ".sh"))][:MAX_FILES]:
-                text = root.text(f"{folder}/{file}") or ""
-                if mentions_ksm(text):
-                    return Tuned(profiles, ksm_in=f"/{folder}/{file}", keeps_off=keeps_ksm_off(text))
+            files = [f"{folder}/{one}" for one in root.names(folder) if one.endswith((".conf", ".sh"))][:MAX_FILES]
+            found = {f"/{file}": text for file in files if mentions_ksm(text := root.text(file) or "")}
+            if found:
+                keeps_off = [file for file, text in found.items() if keeps_ksm_off(text)]
+                return Tuned(profiles, ksm_in=(keeps_off or [*found])[0], keeps_off=bool(keeps_off))
             break
     return Tuned(profiles, unknown_includes=tuple(unknown_includes))
 
@@ -130,5 +142,13 @@ def parse_includes(conf: str) -> list[str]:
 
 
 def keeps_ksm_off(text: str) -> bool:
-    """Return whether a profile's file switches KSM off: by tuned's own function, or by KSM's switch."""
-    return _KEEPS_OFF.search(text) is not None
+    """Return whether a profile's file switches KSM off, except at its stop: by tuned's function, or by the switch."""
+    is_stop = False
+    for line in text.splitlines():
+        if is_stop:
+            is_stop = not line.lstrip().startswith("}")
+        elif _STOP.match(line):
+            is_stop = "}" not in line
+        elif not line.lstrip().startswith(("#", ";")) and _KEEPS_OFF.search(re.sub(r"\s#.*", "", line)):
+            return True
+    return False
