@@ -42,7 +42,7 @@ KSM = {
 """A kernel's after its boot."""
 KSMTUNEDS = {"pages_to_scan": 1250, "sleep_millisecs": 10}
 THRESHOLD = 35
-
+UNITS = ("virtksm.service", "virtksm-ksm.service")
 
 INVENTORY = """\
 lone ansible_host=10.0.0.9
@@ -104,6 +104,15 @@ class Host:
     def set_ksm(self, values: dict[str, int]) -> None:
         for name, value in values.items():
             (self._ksm / name).write_text(f"{value}\n", encoding="ascii")
+        self._set_at_ns = self._written_at_ns()
+
+    def _written_at_ns(self) -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for file in self._ksm.iterdir()}
+
+    def claim_ksm_untouched(self) -> None:
+        """Claim that nothing on it has written to KSM's files since `set_ksm`, not even the same values."""
+        written = [name for name, at_ns in self._written_at_ns().items() if at_ns != self._set_at_ns[name]]
+        claim(not written, f"{self.name}: somebody has written {written}")
 
     def ksm(self, name: str) -> int:
         return int((self._ksm / name).read_text(encoding="ascii"))
@@ -160,7 +169,10 @@ class Recap(NamedTuple):
 
 
 class RollOut:
-    """Claims over hosts: `tuned` has ksmtuned, `broken` fails at first, `plain` is newer, `built` gets no package."""
+    """Claims over hosts: `tuned` has ksmtuned, `broken` fails at first, `plain` is newer, `built` gets no package.
+
+    KSM stays off on `plain` at first.
+    """
 
     def __init__(self, hosts: Sequence[Host], folder: Path) -> None:
         self.hosts, self._folder = hosts, folder
@@ -168,6 +180,8 @@ class RollOut:
         self.names = [host.name for host in hosts]
         self._role = folder / "source" / "packaging" / "ansible"
         self._configs: dict[str, dict[str, object]] = {host.name: {} for host in hosts}
+        self._configs[self.plain.name] = {"policy": "observe"}
+        self._switches_ksm_on = {host.name: host is not self.plain for host in hosts}
         readme = (self._role / "README.md").read_text(encoding="utf-8")
         [play] = re.findall(r"```yaml\n(- name.*?)```", readme, re.DOTALL)
         (folder / "site.yml").write_text(play, encoding="utf-8")
@@ -210,6 +224,7 @@ class RollOut:
                 "virtksm_package": str(package),
                 "virtksm_source": "file:///run/source" if host is self.built else "",
                 "virtksm_config": {"metrics": {"listen": f"127.0.0.1:{host.metrics_port}"}, **self._configs[host.name]},
+                "virtksm_switch_ksm_on": self._switches_ksm_on[host.name],
             }
             for host in self.hosts
         }
@@ -241,7 +256,7 @@ class RollOut:
     # --- the claims, in this order ---
 
     def are_up(self) -> None:
-        """four hosts are up, one with a ksmtuned that was tuned and at work"""
+        """four hosts are up, one with a ksmtuned that was tuned and at work, one with its file alone"""
         for host in self.hosts:
             wait(partial(host.can, "true"), f"{host.name}'s ssh")
             host.try_run("systemctl is-system-running --wait")
@@ -250,7 +265,7 @@ class RollOut:
         self.tuned.run(f"echo KSM_THRES_COEF={THRESHOLD} >>/etc/ksmtuned.conf && systemctl restart ksmtuned")
         wait(partial(self.tuned.can, "test -e /run/ksmtune.pid"), "ksmtuned")
         self.tuned.set_ksm(KSMTUNEDS)
-        self.built.run("rm -rf /opt/virtksm")
+        self.built.run(f"rm -rf /opt/virtksm && echo KSM_THRES_COEF={THRESHOLD} >/etc/ksmtuned.conf")
 
     def is_installed(self) -> None:
         """ansible-galaxy installs the collection from the git repository"""
@@ -297,6 +312,25 @@ class RollOut:
             recap.claim_ended_well()
             recap.claim_changed(self.broken.name)
 
+    def leaves_alone(self) -> None:
+        """a host that is to observe, with KSM off, does so from the start: nothing ever wrote to KSM"""
+        claim(self.plain.status("policy") == "observe", "it does something else")
+        claim(not self.plain.can("systemctl is-enabled virtksm-ksm"), "KSM's switch is enabled")
+        self.plain.claim_ksm_untouched()
+
+    def starts_nothing(self) -> None:
+        """a new host with a fault in its configuration fails; neither agent nor KSM's switch starts"""
+        self.broken.run("DEBIAN_FRONTEND=noninteractive apt-get -y purge virtksm")
+        self.broken.set_ksm(KSM)
+        self._configs[self.broken.name] = {"coalesce": 1}
+        self.play("--limit", self.broken.name).claim_failed(self.broken)
+        self.broken.run("virtksm --version")
+        for unit in UNITS:
+            claim(not self.broken.can(f"systemctl is-active {unit}"), f"{unit} is active")
+        self.broken.claim_ksm_untouched()
+        self._configs[self.broken.name] = {}
+        self.play("--limit", self.broken.name).claim_ended_well()
+
     def is_idempotent(self) -> None:
         """the next play changes nothing, nor would it in check mode, and shows each host's status"""
         for options in ([], ["--check"]):
@@ -306,9 +340,9 @@ class RollOut:
             claim(recap.text.count("0 bytes, paused: False") == len(self.hosts), recap.text)
 
     def tunes(self) -> None:
-        """on every host KSM is on, agent and switch are active and enabled, and the agent has ksmd idle"""
-        for host in self.hosts:
-            for unit in ("virtksm.service", "virtksm-ksm.service"):
+        """on every other host KSM is on, agent and switch are active and enabled, and the agent has ksmd idle"""
+        for host in (self.tuned, self.broken, self.built):
+            for unit in UNITS:
                 host.run(f"systemctl is-active {unit} && systemctl is-enabled {unit}")
             found = host.ksm("run"), host.ksm("pages_to_scan")
             claim(found == (1, 0), f"{host.name}: run and pages_to_scan are {found}")
@@ -316,10 +350,22 @@ class RollOut:
     def takes_over(self) -> None:
         """ksmtuned is gone, its threshold is taken over, and its last values are not what the agent would give back"""
         claim(self.tuned.run("systemctl is-active ksmtuned || true") != "active", "ksmtuned is still there")
-        found = json.loads(self.tuned.run("virtksm config show --json"))["adaptive.reserve_percent"]
-        claim(found["value"] == THRESHOLD, found)
+        for host in (self.tuned, self.built):
+            found = json.loads(host.run("virtksm config show --json"))["adaptive.reserve_percent"]
+            claim(found["value"] == THRESHOLD, found)
         owned = json.loads(self.tuned.run("cat /run/virtksm/agent/local.json"))["ownership"]
         claim({name: owned[name]["baseline"] for name in KSMTUNEDS} == {name: KSM[name] for name in KSMTUNEDS}, owned)
+
+    def takes_over_once(self) -> None:
+        """the threshold's file that the administrator deletes stays so, also where a checkout is installed"""
+        file = "/etc/virtksm/conf.d/10-ksmtuned.toml"
+        for host in (self.tuned, self.built):
+            host.run(f"test -e /etc/ksmtuned.conf && rm {file} && systemctl reload virtksm")
+        recap = self.play()
+        recap.claim_ended_well()
+        recap.claim_changed()
+        for host in (self.tuned, self.built):
+            claim(not host.can(f"test -e {file}"), f"{host.name} has {file} again")
 
     def serves_metrics(self) -> None:
         """every agent serves its metrics where the host's variables say"""
@@ -340,15 +386,17 @@ class RollOut:
         claim(self.plain.run(state) == before, "the agent or its configuration is another")
 
     def reloads(self) -> None:
-        """a valid one reaches the agent that runs"""
+        """a valid one reaches the agent that runs, and KSM is switched on when that is wanted"""
         agent = "systemctl show --property=InvocationID virtksm"
         before = self.plain.run(agent)
         self._configs[self.plain.name] = {"policy": "ksmtuned"}
+        self._switches_ksm_on[self.plain.name] = True
         recap = self.play()
         recap.claim_ended_well()
         recap.claim_changed(self.plain.name)
         wait(lambda: self.plain.status("policy") == "ksmtuned", "the agent to reload")
         claim(self.plain.run(agent) == before, "it is another agent")
+        claim(self.plain.ksm("run") == 1, "KSM is off")
 
     def pauses(self) -> None:
         """pause and resume change each host once; check mode says so, and does neither"""
@@ -436,9 +484,12 @@ class RollOut:
             self.foretells,
             self.goes_on,
             self.heals,
+            self.leaves_alone,
+            self.starts_nothing,
             self.is_idempotent,
             self.tunes,
             self.takes_over,
+            self.takes_over_once,
             self.serves_metrics,
             self.refuses,
             self.reloads,
