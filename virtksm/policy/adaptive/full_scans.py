@@ -236,15 +236,16 @@ def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: Ful
 def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
     """Return in how long it is plain that no memory may merge (rule 7), 0 or below if it is; None if some may.
 
-    It is once KSM knows of no page after a batch. A ksmd that works may still be on its way to its first page.
+    It is once KSM knows of no page after the time of a batch. A ksmd that works may still be on its way to its first
+    page. From the beginning on: a batch that meets no page is over at once, and the next follows.
     """
     if current.fed is None:
         return None
-    now = read_meter(snapshot)
-    scanned = _difference(current.fed.pages_scanned, now.pages_scanned)
-    if scanned or now.full_scans != current.fed.full_scans or known_kib(snapshot):
+    now, began = read_meter(snapshot), current.began
+    scanned = _difference(began.pages_scanned, now.pages_scanned)
+    if scanned or now.full_scans != began.full_scans or known_kib(snapshot):
         return None
-    return max(BATCH_S, 2 * (_used_s(current.fed, now) or 0.0)) - (now.taken_s - current.fed.taken_s)
+    return max(BATCH_S, 2 * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
