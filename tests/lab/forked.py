@@ -110,7 +110,9 @@ def _run(start: Start) -> None:
     ):
         os.dup2(opened := os.open(path, flags), number)
         os.close(opened)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    # As Python makes them at its start: those of the fork's server know whether its files could be sought in.
+    sys.stdout = os.fdopen(1, "w", 1 if os.isatty(1) else -1, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace")
     for number, limit in start.limits:
         resource.setrlimit(number, (limit, limit))
     if start.user:

@@ -17,6 +17,7 @@ from virtksm.cli.main import ACTIONS, COMMANDS, READER_GONE, WITHOUT_JSON, main,
 from virtksm.errors import ExitCode
 from virtksm.text import format_kib
 
+NOWHERE = "qemu:///system?socket=/nonexistent/socket"
 LEAVES = [
     words
     for name in COMMANDS
@@ -219,6 +220,17 @@ def test_closed_output_is_no_failure_and_no_files_number(tmp_path: Path, closed:
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
     assert parse_toml(written.read_text("utf-8")) == {"adaptive": {"reserve_percent": 30}}
     assert run("nonsense").returncode == ExitCode.USAGE
+
+
+def test_what_cannot_be_said_keeps_no_command_from_its_act_and_changes_no_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "virtksm.toml").write_text("nonsense = 1\n", encoding="utf-8")
+    state = tmp_path / "state"
+    paths = ["--config", f"{tmp_path}/virtksm.toml", "--runtime-dir", f"{tmp_path}/run", "--state-dir", str(state)]
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [str(VIRTKSM), "pause", "--direct", "--connect", NOWHERE, *paths]
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=full)
+        assert done.returncode == ExitCode.UNREACHABLE
+        assert [path.suffix for path in state.iterdir()] == [".off"], "paused, although the faults could not be told"
 
 
 @pytest.mark.parametrize(("kib", "text"), [(None, "unknown"), (1536, "1.5 MiB"), (1024 * 1024, "1.0 GiB")])

@@ -417,7 +417,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
         files(
             enabled("vdsmd.service"),
             installed("mom-vdsm.service"),
-            {"etc/systemd/system/vdsmd.service.d/m.conf": "[Unit]\nRequires=x.service mom-vdsm.service"},
+            {"etc/systemd/system/vdsmd.service.d/m.conf": "[Unit]\n  Requires=x.service mom-vdsm.service"},
         ),
         WARN,
         "mom-vdsm.service is enabled",

@@ -236,7 +236,7 @@ def test_what_else_sets_ksm_at_boot() -> None:
         "var/spool/cron/crontabs/root": f"@reboot echo 0 > {RUN}\n",
         "var/spool/cron/root": f"@reboot echo 1 > {RUN}\n",
         "var/spool/cron/tabs/root": f"@reboot echo 2 > {RUN}\n",
-        f"{UNITS}/long.service": f"[Service]\nExecStart=/bin/sh -c 'echo 5 > \\\n {SLEEP}'\n",
+        f"{UNITS}/long.service": f"[Service]\n \tExecStart=/bin/sh -c 'echo 5 > \\\n {SLEEP}'\n",
         f"{UNITS}/many@.service": f"[Service]\nExecStart=sh -c 'echo 7 >{RUN}'\n",
         f"{UNITS}/timed.service": f"[Service]\nExecStart=/bin/sh -c 'echo 6 >{SLEEP}'\n",
     }

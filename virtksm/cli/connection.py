@@ -6,9 +6,7 @@ name, and the agent has fewer rights than root.
 
 from __future__ import annotations
 
-import sys
-
-from virtksm.text import printable
+from virtksm.cli.main import complain
 from virtksm.uri import DEFAULT_URI, PLAIN, VARIABLE, named_uri
 
 TYPE_CHECKING = False  # importing typing costs a one-shot through the agent 2 ms
@@ -76,7 +74,7 @@ def config_or_defaults(path: str | None) -> tuple[Config, bool]:
 
 
 def warn(text: str) -> None:
-    print(printable(f"virtksm: warning: {text}"), file=sys.stderr, flush=True)
+    complain([f"virtksm: warning: {text}"])
 
 
 class Libvirt:

@@ -256,11 +256,19 @@ def exit_code_of(run: Callable[[], int], program: str = "virtksm", given: Sequen
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the rest of the output goes there
         return READER_GONE
     except (VirtksmError, OSError) as error:  # an OSError is unforeseen by any adapter, such as a full disk
-        print("\n".join(map(printable, error_lines(error, program, given))), file=sys.stderr)
+        complain(error_lines(error, program, given))
         return int(error.exit_code if isinstance(error, VirtksmError) else ExitCode.FAILED)
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def complain(lines: Sequence[str]) -> None:
+    """Print lines on standard error; where that cannot be (no reader, a full disk), no act or exit code suffers."""
+    try:  # noqa: SIM105  # contextlib is start-up time
+        print("\n".join(map(printable, lines)), file=sys.stderr, flush=True)
+    except OSError:
+        pass
 
 
 def error_lines(error: VirtksmError | OSError, program: str, given: Sequence[str]) -> list[str]:

@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any
 
 from virtksm.cli.layout import MIN_COLUMNS, NORMAL, Item, fit, is_paintable, lay_out, may_colour, print_result, render
-from virtksm.cli.main import error_lines
+from virtksm.cli.main import complain, error_lines
 from virtksm.errors import ExitCode, VirtksmError
-from virtksm.text import printable, width
+from virtksm.text import width
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
@@ -173,7 +173,7 @@ def _keep_printing(options: argparse.Namespace, read: Read) -> int:
                 if not options.json:
                     print(flush=True)
             except VirtksmError as error:
-                print("\n".join(map(printable, error_lines(error, "virtksm", ()))), file=sys.stderr, flush=True)
+                complain(error_lines(error, "virtksm", ()))
             time.sleep(max(0.0, began_s + options.watch - time.monotonic()))
     except KeyboardInterrupt:
         return ExitCode.DONE

@@ -37,7 +37,7 @@ _TMPFILE = re.compile(
 )
 _SYSFS = re.compile(rf"^\s*(?:/sys/)?kernel/mm/ksm/{_NAME}\s*=\s*[\"']?([\w-]+)")
 _SWITCH = re.compile(r"(?:^|[\s;&])KSM_ENABLED=[\"']?(\w*)[\"']?(?=[\s;&|]|$)")
-_EXEC = re.compile(r"^Exec\w+\s*=\s*(.+)$", re.MULTILINE)
+_EXEC = re.compile(r"^[ \t]*Exec\w+\s*=\s*(.+)$", re.MULTILINE)
 
 
 class BootSetting(NamedTuple):

@@ -22,7 +22,7 @@ FOLDERS = tuple(folder.lstrip("/") for folder in UNIT_DIRS)
 CGROUPS = ("sys/fs/cgroup/system.slice", "sys/fs/cgroup/systemd/system.slice")
 """Of cgroup v2, and of v1."""
 
-_WANTS = re.compile(r"^(?:Wants|Requires|BindsTo)\s*=(.*)$", re.MULTILINE)
+_WANTS = re.compile(r"^[ \t]*(?:Wants|Requires|BindsTo)\s*=(.*)$", re.MULTILINE)
 _VIRT_CHECK = re.compile(r"\$\{f:virt_check:([\w.-]+):([\w.-]+)\}")
 """tuned's function that chooses the first profile in a virtual machine, and the second elsewhere."""
 _KEEPS_OFF = re.compile(
