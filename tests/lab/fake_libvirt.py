@@ -45,6 +45,7 @@ class FakeConnection:
     takes: bool = True
     listing_fails: bool = False
     is_alive: bool = True
+    kept_alive: tuple[int, int] | None = None
     before_lookup: Callable[[], object] = lambda: None
     before_list: Callable[[], object] = lambda: None
 
@@ -53,6 +54,10 @@ class FakeConnection:
 
     def isAlive(self) -> int:
         return int(self.is_alive)
+
+    def setKeepAlive(self, interval_s: int, count: int) -> int:
+        self.kept_alive = interval_s, count
+        return 0
 
     def close(self) -> int:
         self.is_alive = False

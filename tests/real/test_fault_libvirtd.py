@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import libvirt
+import psutil
 import pytest
 
 from demo.guests import PayloadGuest
@@ -17,6 +18,7 @@ from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import DEFAULTS, IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd, restarted_after_crashes
 from tests.real.agent_process import STEPPING_LAW, SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess
+from tests.real.test_off import declare_private
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 
 pytestmark = pytest.mark.real
@@ -180,6 +182,23 @@ def test_a_libvirtd_that_is_frozen_in_passes_again_and_again_costs_no_descriptor
         HANG_S,
         f"{before.descriptors} descriptors as before",
     )
+
+
+def test_a_far_host_that_goes_silent_while_it_is_asked_about_guests_is_asked_again(
+    libvirtd: PrivateLibvirtd, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    guest(PayloadGuest(name="one", memory_mib=16), settle=False)
+    keys = f"call_timeout_s = {SLOWER}\nkeepalive_s = {SLOWER}\n{STEPPING_LAW}"
+    agent = start_agent(keys, uri=libvirtd.far_uri)
+    relays = sorted(psutil.Process(agent.pid).children(), key=lambda one: one.create_time())
+    assert len(relays) == 2, "that of passes, and that for what is asked of guests"
+    relays[1].suspend()
+    declare_private(libvirtd.uri, "one")
+    agent.wait_for("guest_xml_unreadable")
+    relays[0].suspend()
+    agent.wait_for("libvirt_disconnected")
+    agent.wait_for("libvirt_connected")
+    assert agent.wait_for("private_guest_exposed")["guest"] == "one"
 
 
 def test_a_libvirtd_wedged_for_good_does_not_keep_the_agent_from_ending(

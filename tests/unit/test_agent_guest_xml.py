@@ -1,6 +1,7 @@
 """Reading guests' XML: a few at a time, each once a run, vanished ones struck off, faults told and survived."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +14,7 @@ from tests.lab.agent_bench import unchanging
 from tests.lab.hang import HANG_S
 from virtksm.agent.guest_xml import READ_AT_ONCE, GuestReader
 from virtksm.agent.log import Reporter
+from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, SensingFailed
 from virtksm.guests.xml import NAMESPACE
 from virtksm.host.systemd import Notifier
@@ -226,6 +228,26 @@ async def test_what_a_lost_connection_tells_and_a_guest_that_ended_meanwhile_are
         assert reader.exposed(guests(1), ["*"]) == ()
     reader.forget()
     assert (reader.running, reader.due) == (None, {}), "nothing is known of the new connection's guests"
+
+
+async def test_a_call_that_never_returns_is_the_lost_connection_s_alone(reader: GuestReader, libvirt: Libvirt) -> None:
+    never = threading.Event()
+    libvirt.has_read = lambda: never.wait(HANG_S)
+    reader.configuration.in_force = Config(call_timeout_s=0)
+    reader.see(guests(1), again=False)
+    reading = asyncio.create_task(reader.read_when_due())
+    async with asyncio.timeout(HANG_S):
+        while reader.at_once > 1:  # noqa: ASYNC110  # it has failed when each is due alone
+            await asyncio.sleep(0.001)
+    reader.configuration.in_force = Config()
+    another = Libvirt(xml={"u0": APART})
+    reader.source = lambda: another
+    reader.forget()
+    reader.see(guests(1), again=False)
+    await reading
+    await asyncio.wait_for(read_all(reader), HANG_S)
+    never.set()
+    assert reader.notes.traits == {guests(1)[0].key: Traits(can_merge=False)}
 
 
 async def test_after_a_reading_that_failed_it_waits_for_the_next_pass_and_reads_the_others_first_each_alone(

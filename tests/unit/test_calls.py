@@ -10,8 +10,9 @@ from contextlib import suppress
 import pytest
 
 from tests.lab.hang import HANG_S
-from virtksm.agent.calls import BlockingCalls
+from virtksm.agent.calls import MAX_LEFT, BlockingCalls, GuestCalls
 from virtksm.errors import LibvirtTimeout
+from virtksm.host.bounded import Waiting
 
 AT_ONCE_S = 0.01
 MORE_THAN_THERE_IS = 1 << 46
@@ -226,3 +227,15 @@ async def test_a_failed_call_s_connection_is_let_go_without_waiting_for_the_garb
             await asyncio.sleep(0.001)
     finally:
         gc.enable()
+
+
+def test_over_another_connection_all_begins_anew_until_too_much_is_left_of_others() -> None:
+    calls, hung = GuestCalls(1), Waiting("slow", 0.0)
+    for number in range(MAX_LEFT + 2):
+        calls.one.waiting = hung
+        calls.begin_anew()
+        assert len(calls.left) == min(number + 1, MAX_LEFT)
+        assert (calls.one.waiting is None) is (number < MAX_LEFT)
+    calls.left[0].waiting = None
+    calls.begin_anew()
+    assert (len(calls.left), calls.one.waiting) == (MAX_LEFT, None)

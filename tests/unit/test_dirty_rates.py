@@ -288,3 +288,21 @@ async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() ->
     assert len(bench.failures) == MAX_HANGING + 1
     await bench.wait()
     host.released.set()
+
+
+async def test_calls_that_never_return_are_those_of_the_lost_connection_alone() -> None:
+    bench = Bench(*range(MAX_HANGING + 3))
+    bench.limit_s = SHORT_S
+    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    working, bench.host = bench.hypervisor, host
+    bench.hypervisor = host
+    await bench.step()
+    assert len(bench.failures) == MAX_HANGING + 1
+    bench.host = bench.hypervisor = working
+    bench.limit_s = HANG_S
+    bench.dirty.forget()
+    bench.dirty.see(bench.guests, is_wanted=True)
+    await bench.step()
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates.keys() == {one.key for one in bench.guests}
+    host.released.set()

@@ -3,7 +3,7 @@
 import gc
 import threading
 import weakref
-from typing import cast
+from typing import Any, cast
 
 import libvirt
 import pytest
@@ -236,3 +236,27 @@ def test_what_is_asked_of_guests_has_a_connection_of_its_own_that_is_opened_agai
     assert len(opened) == 3, "monitors may hang, and lists go on"
     host.connections.close(lambda: None)
     assert [one.is_alive for one in opened] == [False, False, False]
+
+
+def test_connections_apart_are_kept_alive_as_the_one_of_passes_is_where_their_host_may_go_silent() -> None:
+    for keepalive_s, kept_alive in ((None, None), (7, (7, 1))):
+        apart = FakeConnection([])
+        host = LibvirtHost(cast(libvirt.virConnect, FakeConnection([])), lambda: cast(libvirt.virConnect, apart))  # noqa: B023
+        host.connections.keepalive_s = keepalive_s
+        host.running_guests(with_max=False)
+        assert apart.kept_alive == kept_alive
+
+
+def test_a_connection_apart_that_has_died_is_no_guest_s_fault() -> None:
+    apart = FakeConnection([FakeDomain("one", "one", 64)])
+
+    def die() -> None:
+        apart.is_alive = False
+        error: Any = libvirt.libvirtError("client socket is closed")
+        error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC, "", 2, None, None, None, 0, 0)
+        raise error
+
+    apart.before_lookup = die
+    host = LibvirtHost(cast(libvirt.virConnect, FakeConnection([])), lambda: cast(libvirt.virConnect, apart))
+    with pytest.raises(LibvirtUnreachable):
+        host.guest_xml("one")

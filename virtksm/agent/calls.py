@@ -21,6 +21,8 @@ from virtksm.host.bounded import Waiting
 from virtksm.host.systemd import libvirt_hangs
 
 Result = TypeVar("Result")
+MAX_LEFT = 8
+"""Threads of calls over connections that are lost (chosen)."""
 
 
 class BlockingCalls:
@@ -126,13 +128,15 @@ class BlockingCalls:
 class GuestCalls:
     """Calls that ask one guest after the other, of which one that hangs keeps no other guest waiting.
 
-    `hanging` are those that have not returned, by guest (`Guest.key`), `most` at most.
+    `hanging` are those that have not returned, by guest (`Guest.key`), `most` at most; `left` those over connections
+    that were lost, MAX_LEFT at most.
     """
 
     def __init__(self, most: int, one: BlockingCalls | None = None) -> None:
         self.one = one or BlockingCalls()
         """The one that is out, or none."""
         self.hanging: dict[str, BlockingCalls] = {}
+        self.left: list[BlockingCalls] = []
         self._most = most
 
     @property
@@ -141,6 +145,15 @@ class GuestCalls:
 
     def forget_returned(self) -> None:
         self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
+
+    def begin_anew(self) -> None:
+        """Go on over another connection, and leave what has not returned over the last one: it may never do so.
+
+        It returns once its socket is closed, which a host that has lost its power does not do.
+        """
+        left = [one for one in (*self.left, *self.hanging.values(), self.one) if one.waiting is not None]
+        if len(left) <= MAX_LEFT:
+            self.left, self.hanging, self.one = left, {}, BlockingCalls()
 
     def set_aside(self, key: str) -> bool:
         """Ask the others while this guest's call hangs; returns whether there is still room for it."""

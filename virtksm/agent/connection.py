@@ -14,6 +14,7 @@ from virtksm.config.schema import Config
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.host.libvirt_connection import LibvirtHost, open_host
 from virtksm.host.libvirt_events import DomainEvent, Subscription
+from virtksm.uri import is_local
 
 FIRST_WAIT_S = 0.1
 MAX_WAIT_S = 60.0
@@ -67,9 +68,11 @@ class AgentConnection:
                 lost.set_result(reason)
 
         def work() -> tuple[LibvirtHost, Subscription]:
-            host = open_host(self.uri, apart=True)
+            host, keepalive_s = open_host(self.uri, apart=True), config().keepalive_s
+            if not is_local(host.uri):
+                host.connections.keepalive_s = keepalive_s
             subscription = Subscription(host.connection, heard=heard, closed=lose, call_soon=loop.call_soon_threadsafe)
-            subscription.register(config().keepalive_s)
+            subscription.register(keepalive_s)
             return host, subscription
 
         host, subscription = await self.calls.run(

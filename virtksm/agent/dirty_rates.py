@@ -114,6 +114,7 @@ class DirtyRates:
         """Forget all: the connection is another one."""
         self.see((), is_wanted=False)
         self.noted = None
+        self.calls.begin_anew()
         self.start_s = self.retry_s = 0.0
 
     async def measure_when_due(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from virtksm.agent.calls import BlockingCalls, wait_next
+from virtksm.agent.calls import GuestCalls, wait_next
 from virtksm.agent.configuration import Configuration
 from virtksm.agent.log import Reporter
 from virtksm.errors import VirtksmError
@@ -47,7 +47,7 @@ class GuestReader:
     asked: set[str] = field(default_factory=set)
     """Those asked for since the call that is out began, which may have read what was before: they stay due."""
     at_once: int = READ_AT_ONCE
-    calls: BlockingCalls = field(default_factory=BlockingCalls)
+    calls: GuestCalls = field(default_factory=partial(GuestCalls, 0))
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     learned: Callable[[], None] = lambda: None
     """Called when guests have gone or their XML was read: `name_exposed` is due."""
@@ -90,6 +90,7 @@ class GuestReader:
     def forget(self) -> None:
         """Forget all: the connection is another one."""
         self.known, self.due, self.running, self._exposed = {}, {}, None, None
+        self.calls.begin_anew()
 
     async def read_when_due(self) -> None:
         """Read some of the guests that are due, or wait for a pass that sees one."""
@@ -101,7 +102,7 @@ class GuestReader:
         self.asked.clear()
         try:
             limit_s = self.configuration.in_force.call_timeout_s
-            seen, failures = await self.calls.run("read guests' XML", partial(read_guests, host, guests), limit_s)
+            seen, failures = await self.calls.one.run("read guests' XML", partial(read_guests, host, guests), limit_s)
         except VirtksmError as error:
             self._postpone(guests)
             self.reporter.guest_xml_unreadable(error)

@@ -44,18 +44,35 @@ LIST_GUEST_S = 0.01
 guest more with their memory (measured), for which LIST_GUEST_S is allowed."""
 
 
+def keep_alive(connection: libvirt.virConnect, every_s: int) -> None:
+    """Have a connection that is silent for so long tested, and closed after as long again without an answer.
+
+    After one message, as its transport loses none. Drivers without a daemon refuse it, and need none.
+    """
+    try:
+        connection.setKeepAlive(every_s, 1)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+
+
 class Connections:
     """The connection of passes, and those apart from it, which stay open as long as calls beside passes use them.
 
     libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
     With five calls out libvirtd reads no more of a connection (max_client_requests; measured): `open_apart` opens
-    another for what is asked of guests, and one for what is asked of their monitors, each when first used.
+    another for what is asked of guests, and one for what is asked of their monitors, each when first used. A
+    host that has lost its power answers nothing and closes nothing: `keepalive_s` has these given up then, too, as
+    GUESTS and MONITORS leave libvirtd a call to read keepalive's messages by. Of the calls that are out one fails then,
+    and the others may hang on (libvirt 9.0; measured).
     """
 
     def __init__(self, passes: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None) -> None:
         self._passes, self._uri = passes, passes.getURI()
         self._open_apart = open_apart
         self._apart: dict[str, libvirt.virConnect] = {}
+        self.keepalive_s: int | None = None
+        """Of those apart; None where their daemon cannot go without its sockets being closed."""
         self._opening = threading.Lock()
         self._closing = threading.Lock()
         self._users = 0
@@ -69,8 +86,19 @@ class Connections:
         with self._opening:
             apart = self._apart.get(kind)
             if apart is None or not apart.isAlive():
-                apart = self._apart[kind] = self._open_apart()
+                apart = self._open_apart()
+                if self.keepalive_s is not None:
+                    keep_alive(apart, self.keepalive_s)
+                self._apart[kind] = apart
             return apart
+
+    def are_alive(self, kind: str | None) -> bool:
+        """Return whether the connection of passes lives, and the one for `kind`, where that is open."""
+        used = (self._passes, self._apart.get(kind) if kind else None)
+        try:
+            return all(one.isAlive() for one in used if one is not None)
+        except libvirt.libvirtError:
+            return False
 
     def close(self, close: Callable[[], None]) -> None:
         """Have the connection of passes closed by `close`, and the others, now or once none is used any more.
@@ -191,7 +219,7 @@ class LibvirtHost:
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        with self.connections.used(), self._translating("listing the guests"):
+        with self.connections.used(), self._translating("listing the guests", GUESTS):
             domains = self.connections.of(GUESTS).listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
             self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
@@ -213,7 +241,7 @@ class LibvirtHost:
         return self._list(self._measured_guests, self.list_s + LIST_GUEST_S * len(self._last_list or ()))
 
     def _measured_guests(self) -> tuple[Guest, ...]:
-        with self.connections.used(), self._translating("reading the guests' memory"):
+        with self.connections.used(), self._translating("reading the guests' memory", GUESTS):
             stats = self.connections.of(GUESTS).getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
@@ -273,7 +301,7 @@ class LibvirtHost:
 
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
-        with self.connections.used(), self._translating(doing):
+        with self.connections.used(), self._translating(doing, of):
             try:
                 domain = self.connections.of(of).lookupByUUIDString(uuid)
             except libvirt.libvirtError as error:
@@ -319,26 +347,26 @@ class LibvirtHost:
             return cause
         return None
 
-    def is_broken(self, error: libvirt.libvirtError) -> bool:
-        """Return whether the connection failed, by its socket or as a whole; a single call may fail, as too large."""
+    def is_broken(self, error: libvirt.libvirtError, of: str | None = None) -> bool:
+        """Return whether the connection failed, by its socket or as a whole; a single call may fail, as too large.
+
+        `of` is GUESTS or MONITORS, where the call used that one.
+        """
         kind = error.get_error_domain(), error.get_error_code()
         if kind == (libvirt.VIR_FROM_RPC, libvirt.VIR_ERR_SYSTEM_ERROR) or kind[1] == libvirt.VIR_ERR_INVALID_CONN:
             return True
-        try:
-            return self.connection.isAlive() == 0
-        except libvirt.libvirtError:
-            return True
+        return not self.connections.are_alive(of)
 
     @contextmanager
-    def _translating(self, doing: str) -> Iterator[None]:
+    def _translating(self, doing: str, of: str | None = None) -> Iterator[None]:
         try:
             yield
         except libvirt.libvirtError as error:
-            raise self._translated(error, doing) from error
+            raise self._translated(error, doing, of) from error
 
-    def _translated(self, error: libvirt.libvirtError, doing: str) -> VirtksmError:
+    def _translated(self, error: libvirt.libvirtError, doing: str, of: str | None = None) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
-        if self.is_broken(error):
+        if self.is_broken(error, of):
             return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {libvirt_daemon()}"))
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy=USE_QEMU)

@@ -17,6 +17,7 @@ import libvirt
 
 from virtksm.errors import LibvirtUnreachable
 from virtksm.guests.xml import NAMESPACE
+from virtksm.host.libvirt_connection import keep_alive
 from virtksm.model.decision import Trigger
 
 Value = TypeVar("Value")
@@ -153,19 +154,14 @@ class Subscription:
     def register(self, keepalive_s: int) -> None:
         """Register for lifecycle, balloon, memory device and metadata events and for the connection's end.
 
-        Closes the connection and raises LibvirtUnreachable when it breaks meanwhile. Keepalive gives a connection up
-        after one unanswered message (its transport loses none); drivers without a daemon refuse it, and need none.
+        Closes the connection and raises LibvirtUnreachable when it breaks meanwhile.
         """
         connection = self._connection
         try:
             connection.registerCloseCallback(self._on_close, None)
             for event_id in EVENTS:
                 self._register_event(event_id)
-            try:
-                connection.setKeepAlive(keepalive_s, 1)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                    raise
+            keep_alive(connection, keepalive_s)
         except libvirt.libvirtError as error:
             self.close()
             raise LibvirtUnreachable(f"registering for events: {error.get_error_message()}") from error

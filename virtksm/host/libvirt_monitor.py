@@ -73,7 +73,7 @@ class LibvirtMonitor:
                 raise MonitorRefused(message, remedy=_DENIED[code]) from error
             if code == libvirt.VIR_ERR_NO_SUPPORT:
                 raise Unsupported(message, remedy="only guests of QEMU have this monitor") from error
-            if self._host.is_broken(error):
+            if self._host.is_broken(error, MONITORS):
                 raise
             if _ends(domain):
                 raise GuestVanished(f"guest {domain.UUIDString()} has ended") from error
