@@ -14,6 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy, backlog_text
+from virtksm.policy.adaptive.backlog import STEPS
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_PAGE_COST_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
@@ -376,6 +377,19 @@ def test_5_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_f
     """Nor is one of before a reboot; a lull of a quarter of eight seconds would be too long for a new one."""
     state = AdaptiveState(taken_s=10.0, guests_kib={"a/1": GIB}, arrivals=Arrivals(burst_since_s=2.0, burst_at_s=10.0))
     assert decide_all(AUTO, snap(at_s, {"a": 2 * GIB}), state=state)[1].arrivals.burst_since_s == since_s
+
+
+@pytest.mark.parametrize("every_s", [0.5, 30.0, 450.0])
+def test_2_what_grows_for_long_settles_in_steps_and_none_of_it_is_lost(every_s: float) -> None:
+    """Each part of it for `settle_s`, less a step at most."""
+    policy, state = AdaptivePolicy(params=AdaptiveParams(engage="never", settle_s=3600)), having_scanned()
+    passes = int(2 * 3600 / every_s)
+    for one in range(1, passes + 1):
+        _, state = decide_all(policy, snap(one * every_s, {"a": GIB + 4 * one}, full_scans=5), state=state)
+        assert len(state.backlog.settling) <= STEPS + 1
+        assert state.backlog.new_kib + state.backlog.settling_kib == 4 * one
+    settled = state.backlog.new_kib / 4 * every_s
+    assert 3600 - 3 * every_s <= settled <= 3600 + 3600 / STEPS + every_s
 
 
 def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float:
