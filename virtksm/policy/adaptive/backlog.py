@@ -75,9 +75,11 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     arrivals = state.arrivals
     if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
         arrivals = note_start(arrivals, now_s)
+    recent_share = RECENT_S / max(waited_s, RECENT_S)
+    lately = tuple(replace(one, kib=int(one.kib * recent_share)) if one.key in before_kib else one for one in appeared)
     recent = tuple(
         one
-        for one in _gather(arrivals.recent, appeared, RECENT_S / STEPS)
+        for one in _gather(arrivals.recent, lately, RECENT_S / STEPS)
         if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
     )
     learned_kib = state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s) - unmerged_kib
