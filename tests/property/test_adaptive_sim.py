@@ -35,7 +35,7 @@ CONSTANT = 5.0
 MOST_FULL_SCANS = 17
 """The last of somebody else may end late, the first of a host that he has scanned may begin anywhere, then two, and
 MAX_MORE_FULL_SCANS."""
-MOST_LITTLE = 38
+MOST_LITTLE = 40
 """Each pair is for the 5 MiB that the three have grown by: a cheaper full scan comes sooner."""
 STEADY = Settings(pages_to_scan=1_000_000, sleep_millisecs=1000)
 TOTAL_KIB = 16 * 1024 * 1024

@@ -3,12 +3,13 @@
 import json
 from functools import partial
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import (
+    IDLE,
     IDLE_SLEEP_MS,
     KERNEL_MAXIMUM,
     LIBVIRT_COUNTERS,
@@ -26,6 +27,8 @@ from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import FED_SLEEPS_MS
 from virtksm.policy.adaptive.state import AdaptiveState, Arrivals, Learned, dump_state, load_state
 from virtksm.policy.adaptive.worth import MIN_WAIT_S
+from virtksm.store.state import MAX_CHARACTERS, dump_host_state, parse_host_state
+from virtksm.tuning.ownership import HostState
 from virtksm.values import replace
 
 MAX_KIB = 2**40
@@ -113,6 +116,39 @@ def test_whatever_it_sees_its_bounds_hold_and_its_state_survives_json(
         assert state.backlog.scanned_once_kib >= 0
         assert state.backlog.new_kib + state.backlog.scanned_once_kib <= sum(state.guests_kib.values()) + 4 * 2**52
         assert load_state(json.loads(json.dumps(dump_state(state)))) == state
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 3600),
+    st.lists(st.tuples(st.integers(1, 150), st.floats(0.25, 1000), st.floats(0, 0.3)), min_size=1, max_size=5),
+)
+@example(3600, [(150, 0.5, 1.0)])
+@example(3600, [(150, 0.5 * 4.0**one, available) for one, available in enumerate((0.01, 0.04, 0.1, 0.15, 1.0))])
+def test_whatever_grows_its_state_is_never_too_long_to_be_loaded(
+    settle_s: int, times: list[tuple[int, float, float]]
+) -> None:
+    """Of 500 guests; so many passes so far apart, with such a share of memory available."""
+    policy, state, at_s, grown_kib = AdaptivePolicy(params=AdaptiveParams(settle_s=settle_s)), AdaptiveState(), 0.0, 0
+    ksm = KsmState(
+        settings=IDLE, pages_shared=0, pages_sharing=0, pages_unshared=0, pages_volatile=0, full_scans=0, run=1
+    )
+    uuids = [f"3f2504e0-4f89-11d3-9a0c-{number:012x}" for number in range(2)]
+    for number, every_s, available in times:
+        host = HostMemory(
+            total_kib=2**31, free_kib=0, buffers_kib=0, cached_kib=0, available_kib=int(2**31 * available)
+        )
+        for _ in range(number):
+            at_s, grown_kib = at_s + every_s, grown_kib + 4
+            held = tuple(
+                Guest(uuid=one, name="g", domain_id=99, rss_kib=2**22 + grown_kib, max_kib=2**31) for one in uuids
+            )
+            snapshot = Snapshot(taken_s=at_s, source=Source.LOCAL, host=host, ksm=ksm, guests=held)
+            state = policy.decide(snapshot, state, Triggers(kinds=frozenset({Trigger.TIMER})))[1]
+    saved = HostState(policy_name=policy.name, policy_state=policy.dump_state(state))
+    text = dump_host_state(saved)
+    assert load_state(parse_host_state(text).policy_state or {}) == state
+    assert len(text) * 500 / len(uuids) < MAX_CHARACTERS
 
 
 @given(params, passes)

@@ -13,7 +13,8 @@ import pytest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
-from virtksm.policy.adaptive import SETTLING_WATCH_S, AdaptivePolicy, backlog_text
+from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, backlog_text
+from virtksm.policy.adaptive.backlog import STEPS
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_PAGE_COST_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
@@ -375,7 +376,70 @@ def test_5_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_f
 ) -> None:
     """Nor is one of before a reboot; a lull of a quarter of eight seconds would be too long for a new one."""
     state = AdaptiveState(taken_s=10.0, guests_kib={"a/1": GIB}, arrivals=Arrivals(burst_since_s=2.0, burst_at_s=10.0))
-    assert decide_all(AUTO, snap(at_s, {"a": 2 * GIB}), state=state)[1].arrivals.burst_since_s == since_s
+    assert decide_all(AUTO, snap(at_s, BOTH), state=state)[1].arrivals.burst_since_s == since_s
+
+
+@pytest.mark.parametrize(("every_s", "passes"), [(0.5, 60), (20.0, 3), (60.0, 1)])
+def test_5_the_same_growth_is_judged_the_same_however_seldom_it_is_seen(every_s: float, passes: int) -> None:
+    """Of 1 MiB a second beside a backlog of 1 GiB; a guest that starts has come just now."""
+    backlog = Backlog(new={"a/1": GIB})
+    state = having_scanned({"a": 8 * GIB}, backlog=backlog, learned=Learned(full_scan_cost_s_per_kib=1e-3))
+    seen = [
+        snap(one * every_s, {"a": int(8 * GIB + 1024 * one * every_s)}, full_scans=5) for one in range(1, passes + 1)
+    ]
+    _, grown = decide_all(ALWAYS, *seen, state=state)
+    assert grown.scans.current is None
+    assert judge_growth(grown, 8 * GIB) is Growth.SETTLED
+    _, started = decide_all(ALWAYS, snap(every_s, {"a": 8 * GIB, "b": GIB}, full_scans=5), state=state)
+    assert judge_growth(started, 9 * GIB) is Growth.COMING
+
+
+@pytest.mark.parametrize(("source", "watch_s"), WATCH_S.items())
+def test_5_a_guest_that_grows_by_a_page_a_pass_defers_no_check_scan_and_passes_rest(
+    source: Source, watch_s: float
+) -> None:
+    state = having_scanned({"a": 8 * GIB}, learned=Learned(full_scan_cost_s_per_kib=1e-9))
+    at_s, rules = 0.0, list[str]()
+    while "check_scan" not in rules:
+        seen = replace(snap(at_s, {"a": 8 * GIB + 4 * len(rules)}, full_scans=5), source=source)
+        decision, state = decide_all(ALWAYS, seen, state=state)
+        rules.append(decision.reason.rule)
+        at_s += decision.next_pass_s or 0.0
+        assert len(rules) <= LATEST_S / watch_s + 10
+    assert at_s <= LATEST_S + watch_s
+
+
+def test_5_what_settles_and_will_be_a_backlog_defers_a_check_scan_but_not_beyond_the_latest() -> None:
+    def wait_s(at_s: float, settling_kib: int) -> float | None:
+        backlog = Backlog(settling=(Appeared(at_s, "a/1", settling_kib),), changed={CHANGED + "a/1": GIB})
+        state = having_scanned(backlog=backlog, learned=Learned(full_scan_cost_s_per_kib=1e-9), taken_s=at_s)
+        seen = snap(at_s, ONE, full_scans=5)
+        return seconds_to_wait(seen, state, judge_need(seen, ALWAYS.params, was_engaged=True))
+
+    assert (wait_s(1000.0, GIB // 256) or 0.0) < MIN_WAIT_S
+    assert wait_s(1000.0, GIB // 256 + 4) == LATEST_S - 1000.0
+    assert wait_s(LATEST_S, GIB // 2) == 0.0
+
+
+def test_5_a_remote_host_is_asked_again_once_what_may_be_a_backlog_has_settled() -> None:
+    """Each time costs it milliseconds a guest: once a minute is enough while little appears."""
+    for kib, next_s in ((GIB // 256, WATCH_S[Source.LIBVIRT]), (GIB // 254, 2.0)):
+        seen = replace(snap(60, {"a": GIB + kib}, full_scans=5), source=Source.LIBVIRT)
+        decision, _ = decide_all(ALWAYS, seen, state=having_scanned())
+        assert (decision.reason.rule, decision.next_pass_s) == ("idle", next_s)
+
+
+@pytest.mark.parametrize("every_s", [0.5, 30.0, 450.0])
+def test_2_what_grows_for_long_settles_in_steps_and_none_of_it_is_lost(every_s: float) -> None:
+    """Each part of it for `settle_s`, less a step at most."""
+    policy, state = AdaptivePolicy(params=AdaptiveParams(engage="never", settle_s=3600)), having_scanned()
+    passes = int(2 * 3600 / every_s)
+    for one in range(1, passes + 1):
+        _, state = decide_all(policy, snap(one * every_s, {"a": GIB + 4 * one}, full_scans=5), state=state)
+        assert len(state.backlog.settling) <= STEPS + 1
+        assert state.backlog.new_kib + state.backlog.settling_kib == 4 * one
+    settled = state.backlog.new_kib / 4 * every_s
+    assert 3600 - 3 * every_s <= settled <= 3600 + 3600 / STEPS + every_s
 
 
 def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float:

@@ -45,6 +45,7 @@ from virtksm.policy.adaptive.full_scans import (
     seconds_until_empty,
     seconds_until_stalled,
 )
+from virtksm.policy.adaptive.growth import Growth, judge_growth
 from virtksm.policy.adaptive.rewriters import wants_merged, watch
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Scans, dump_state, load_state
 from virtksm.policy.adaptive.worth import (
@@ -53,6 +54,7 @@ from virtksm.policy.adaptive.worth import (
     expect_of_backlog,
     full_scan_cost_s,
     is_due,
+    is_settling,
     learn,
     seconds_to_wait,
 )
@@ -67,7 +69,7 @@ NAME = "adaptive"
 WATCH_S: Mapping[Source, float] = {Source.LOCAL: 20.0, Source.LIBVIRT: 60.0}
 """Between two sensings while idle: libvirt takes 2-5 ms a guest (measured)."""
 SETTLING_WATCH_S = 0.5
-"""While memory settles (chosen)."""
+"""While memory appears on the local host, and at least until some has settled (chosen)."""
 
 
 class AdaptivePolicy:
@@ -93,8 +95,7 @@ class AdaptivePolicy:
     def decide(self, snapshot: Snapshot, state: AdaptiveState, triggers: Triggers) -> tuple[Decision, AdaptiveState]:
         """Decide by the rules of this package's docstring. Pure; raises nothing."""
         need = judge_need(snapshot, self.params, was_engaged=state.engaged)
-        settle_s = self.params.settle_s * (1 - need.pressure)
-        state = replace(account(snapshot, state, settle_s), engaged=need.engaged)
+        state = replace(account(snapshot, state, self._settle_s(need)), engaged=need.engaged)
         state = watch(snapshot, state, is_wanted=self.params.exclude_rewriters)
         if snapshot.ksm.run not in (None, 1):
             return self._idle(snapshot, stand_down(state), need, "off", "KSM is off, so nothing can merge")
@@ -114,6 +115,9 @@ class AdaptivePolicy:
         from virtksm.policy.adaptive.quantities import find_quantities
 
         return find_quantities(self, snapshot, state, decision)
+
+    def _settle_s(self, need: Need) -> float:
+        return self.params.settle_s * (1 - need.pressure)
 
     def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
@@ -150,9 +154,13 @@ class AdaptivePolicy:
     def _idle(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, rule: str, text: str, wait_s: float | None = None
     ) -> tuple[Decision, AdaptiveState]:
-        waits = [WATCH_S[snapshot.source]]
-        if need.engaged and state.backlog.settling:
-            waits.append(SETTLING_WATCH_S)
+        waits, memory_kib = [WATCH_S[snapshot.source]], total_kib(snapshot, state)
+        if need.engaged and (settling := state.backlog.settling):
+            if snapshot.source is Source.LOCAL and judge_growth(state, memory_kib) is not Growth.SETTLED:
+                waits.append(SETTLING_WATCH_S)
+            if is_settling(state, memory_kib):
+                settled_s = min(one.at_s for one in settling) + self._settle_s(need)
+                waits.append(max(settled_s - snapshot.taken_s, SETTLING_WATCH_S))
         if wait_s is not None:
             waits.append(wait_s)
         return self._decision(snapshot, state, need, rule, text, IDLE, max(min(waits), MIN_WAIT_S))

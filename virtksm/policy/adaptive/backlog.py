@@ -8,7 +8,7 @@ kernel's counters: one). Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, OTHER_PROCESSES, age_changed, known_kib, total_kib
@@ -18,6 +18,8 @@ from virtksm.values import replace
 
 PAYS_COST = 300.0
 """What has merged pays if it lasts so many full scans' cost (chosen)."""
+STEPS = 8
+"""A process's memory settles in so many steps: what appears within one is taken together (chosen)."""
 
 
 def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> AdaptiveState:
@@ -45,7 +47,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
         stopped_kib += max(-grown_kib.get(OTHER_PROCESSES, 0), 0)
 
-    here = [one for one in (*before.settling, *appeared) if one.key in all_kib]
+    here = [one for one in _gather(before.settling, appeared, settle_s / STEPS) if one.key in all_kib]
     settling = tuple(one for one in here if 0 <= now_s - one.at_s < settle_s)
     new_kib = dict(before.new)
     for one in here:
@@ -73,8 +75,12 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     arrivals = state.arrivals
     if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
         arrivals = note_start(arrivals, now_s)
+    recent_share = RECENT_S / max(waited_s, RECENT_S)
+    lately = tuple(replace(one, kib=int(one.kib * recent_share)) if one.key in before_kib else one for one in appeared)
     recent = tuple(
-        one for one in (*arrivals.recent, *appeared) if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
+        one
+        for one in _gather(arrivals.recent, lately, RECENT_S / STEPS)
+        if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
     )
     learned_kib = state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s) - unmerged_kib
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
@@ -99,6 +105,20 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         learned=replace(state.learned, rewritten_kib=min(max(learned_kib, 0), MAX_SUM)),
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def _gather(before: Sequence[Appeared], appeared: Sequence[Appeared], step_s: float) -> Iterator[Appeared]:
+    """Yield what had appeared and what has now; of one process what appears within a step is one.
+
+    So there are no more than some STEPS of each, however often passes come.
+    """
+    added = {one.key: one for one in appeared}
+    for one in before:
+        if one.key in added and 0 <= added[one.key].at_s - one.at_s < step_s:
+            yield replace(one, kib=one.kib + added.pop(one.key).kib)
+        else:
+            yield one
+    yield from added.values()
 
 
 def _within(scanning: Mapping[str, float], here: Collection[str]) -> Mapping[str, float]:

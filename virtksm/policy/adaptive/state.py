@@ -106,7 +106,8 @@ class Arrivals(NamedTuple):
     """How memory has appeared lately; growth.py judges by it whether more is to come."""
 
     recent: tuple[Appeared, ...] = ()
-    """What appeared in the last second, settling or not."""
+    """What appeared in the last second, settling or not; of what a process had grown by since a pass longer ago, as
+    much as if it had grown evenly."""
     burst_since_s: float | None = None
     """Since when there has been a burst; None outside of one."""
     burst_at_s: float | None = None

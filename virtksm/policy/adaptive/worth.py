@@ -85,9 +85,11 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
         wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
-    if not has_backlog:  # what settles comes first: a check scan would scan it too early
+    if not has_backlog:
         latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
-        return max(min(wait_s, latest_s), MIN_WAIT_S if backlog.settling else 0.0) if memory_kib else None
+        if is_settling(state, memory_kib):  # a check scan would scan it too early
+            return latest_s
+        return min(wait_s, latest_s) if memory_kib else None
     return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S)) if growth is Growth.COMING else wait_s
 
 
@@ -99,6 +101,11 @@ def _divide(amount: float, per_s: float) -> float:
 def is_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether there is a backlog apart from what may have changed in place."""
     return state.backlog.due_kib * NEGLIGIBLE > memory_kib
+
+
+def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
+    """Tell whether so much memory settles that it will be a backlog."""
+    return state.backlog.settling_kib * NEGLIGIBLE > memory_kib
 
 
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
