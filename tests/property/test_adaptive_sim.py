@@ -134,7 +134,7 @@ def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_beco
 
 
 @pytest.mark.parametrize(
-    ("rewrite_per_s", "smart_scan", "starts_every_s"), [(0, False, 0), (64, False, 0), (64, True, 0), (256, True, 150)]
+    ("rewrite_per_s", "smart_scan", "starts_every_s"), [(0, False, 0), (64, False, 0), (64, True, 0), (256, True, 120)]
 )
 def test_guests_that_rewrite_are_taken_out_and_no_others(
     rewrite_per_s: int, smart_scan: bool, starts_every_s: int
@@ -150,7 +150,7 @@ def test_guests_that_rewrite_are_taken_out_and_no_others(
     events += [Start(at_s=60.0 + number, guest=replace(spoiler, name=name)) for number, name in enumerate(names)]
     if not rewrite_per_s:
         events.append(Spoil(at_s=70.0, names=tuple(names)))
-    for number in range(1, 94) if starts_every_s else ():
+    for number in range(1, 118) if starts_every_s else ():
         new = PayloadGuest(name=f"new{number}", memory_mib=72, own_mib=32, seed=100 + number)
         starts_s = float(number * starts_every_s)
         events += [Start(at_s=starts_s, guest=new), Stop(at_s=starts_s + 1.5 * starts_every_s, name=new.name)]

@@ -15,7 +15,7 @@ from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, backlog_text
 from virtksm.policy.adaptive.backlog import STEPS
-from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_PAGE_COST_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
@@ -57,7 +57,7 @@ ONE_NEW = {"a/1": float(GIB)}
 def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | None) -> Snapshot:
     """A local host of 64 GiB with 40 available; `guests` are name to KiB, `ksm` what differs from an idle kernel.
 
-    After a full scan it knows of all pages, unless told otherwise. Nothing changes in place, and all is seen.
+    After a full scan it knows of all pages, unless told otherwise. All is seen, and nothing changes in place so fast that it could be measured.
     """
     known = sum((guests or {}).values()) // int(ksm.get("page_kib") or 4) if ksm.get("full_scans") else 0
     state = {
@@ -217,7 +217,8 @@ def test_2_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() ->
 
 def test_2_what_cannot_merge_is_no_backlog() -> None:
     """Shared memory grows for an hour, and so does a guest that may not merge: nothing is scanned or learned."""
-    decision, state = decide_all(ALWAYS, snap(0, BOTH, full_scans=5), state=having_scanned(BOTH))
+    expensive = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-4))
+    decision, state = decide_all(ALWAYS, snap(0, BOTH, full_scans=5), state=expensive)
     for at_s in range(20, 3600, 20):
         shared, apart = snap(at_s, {"a": GIB + at_s * GIB // 600, "b": at_s * GIB // 600}, full_scans=5).guests
         guests = replace(shared, shared_kib=(shared.rss_kib or 0) - GIB), replace(apart, can_merge=False)
@@ -287,7 +288,9 @@ def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(pa
     ):
         covered = having_scanned(BOTH, scans=Scans(), pages_sharing=1000, cow_ksm=cow_ksm)
         seen = snap(1, guests, pages_sharing=400, page_kib=page_kib, **counted)
-        assert decide_all(ALWAYS, seen, state=covered)[1].backlog.changed_kib == changed_kib
+        assert decide_all(ALWAYS, seen, state=covered)[1].backlog.changed[REWRITTEN] == pytest.approx(
+            changed_kib, abs=30
+        )
 
 
 @pytest.mark.parametrize(
@@ -821,10 +824,72 @@ def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_b
     refilled = snap(2, ONE, full_scans=5, freed_kib=freed_kib)
     after = decide_all(ALWAYS, fallen, refilled, state=state)[1]
     written_kib = GIB // 2 - new_kib
-    assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, written_kib)
-    assert after.backlog.changed[REWRITTEN] == pytest.approx(written_kib, rel=0.01)
+    assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, 0)
+    key = CHANGED + "a/1"
+    assert (after.learned.refilled.get(key, 0), after.backlog.changed[key]) == (written_kib, written_kib)
     grown = decide_all(ALWAYS, snap(3, {"a": 3 * GIB // 2}, full_scans=5, freed_kib=freed_kib), state=after)[1]
     assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
+
+
+@pytest.mark.parametrize("passes", [1, 8])
+def test_3_what_has_merged_into_the_zero_page_was_not_given_back_though_the_kernel_tells_that_sooner(
+    passes: int,
+) -> None:
+    """Passes of a full scan read the kernel's counters more often than guests' memory."""
+    zero_pages = [GIB // 8 * (number + 1) // passes for number in range(passes)]
+    counted = (snap(1 + number / 4, ONE, full_scans=5, ksm_zero_pages=zero) for number, zero in enumerate(zero_pages))
+    state = decide_all(ALWAYS, *counted, state=having_scanned())[1]
+    fallen = snap(5, {"a": GIB // 2}, full_scans=5, ksm_zero_pages=GIB // 8)
+    assert decide_all(ALWAYS, fallen, state=state)[1].given_back_kib == {}
+
+
+def test_3_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
+    def swapped(at_s: float, kib: int, free_kib: int) -> Snapshot:
+        seen = snap(at_s, {"a": kib}, full_scans=5)
+        return replace(seen, host=replace(seen.host, swap_free_kib=free_kib))
+
+    learned = Learned(pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
+    story = swapped(1, GIB - 4, 8 * GIB), swapped(2, GIB // 4, 8 * GIB - 3 * GIB // 4), swapped(30, GIB, 8 * GIB)
+    after = decide_all(ALWAYS, *story, state=having_scanned(ONE, learned=learned))[1]
+    assert sum(after.learned.refilled.values()) <= 4
+
+
+def test_4_what_a_guest_fills_anew_is_charged_to_no_other() -> None:
+    """The last full scans were b's; a gives most of its memory back, and fills it anew soon."""
+    state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
+    learned = learn(snap(1, BOTH), state, {"b/1": GIB}, GIB // 2)
+    story = snap(1, {"a": GIB // 4, "b": GIB}, full_scans=5), snap(2, BOTH, full_scans=5)
+    _, state = decide_all(ALWAYS, *story, state=having_scanned(BOTH, learned=learned))
+    assert state.learned.refilled == {CHANGED + "a/1": 3 * GIB // 4}
+    assert share(state.learned, "b/1") == share(learned, "b/1")
+    of_a = learn(snap(3, BOTH), state, {CHANGED + "a/1": GIB}, GIB // 4)
+    refilled = replace(of_a, refilled={CHANGED + "a/1": GIB})
+    assert share(refilled, CHANGED + "a/1") == MIN_SHARE < share(of_a, CHANGED + "a/1")
+
+
+def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_not_merge() -> None:
+    """b grows by 100 MiB again and again, half of which merges; each time 256 MiB that others rewrite merge, too."""
+    new_kib, rewritten_kib = 100 * 1024, 256 * 1024
+    learned = Learned(ratios={"b/1": Ratio(0.5, GIB)}, full_scan_cost_s_per_kib=1e-6)
+    for _ in range(14):
+        backlog = Backlog(new={"b/1": new_kib}, changed={REWRITTEN: rewritten_kib})
+        state = having_scanned(BOTH, backlog=backlog, learned=learned)
+        for at_s, full_scans, merged_kib in ((1, 5, 0), (2, 6, 0), (3, 7, rewritten_kib + new_kib // 2)):
+            seen = snap(at_s, BOTH, full_scans=full_scans, pages_sharing=merged_kib // 4)
+            _, state = decide_all(ALWAYS, seen, state=state, triggers=RETUNE)
+        assert state.learned.pair == {"b/1": new_kib, REWRITTEN: pytest.approx(rewritten_kib, rel=1e-3)}
+        learned = replace(state.learned, rewritten_kib=rewritten_kib)
+    assert share(learned, "b/1") > 0.3
+
+
+def test_7_what_had_changed_when_a_full_scan_began_that_is_given_up_is_to_be_scanned_again() -> None:
+    backlog = Backlog(new={"b/1": GIB}, changed={REWRITTEN: GIB // 2})
+    _, state = decide_all(
+        ALWAYS, snap(1, BOTH, full_scans=5), state=having_scanned(BOTH, backlog=backlog), triggers=RETUNE
+    )
+    assert state.backlog.changed == {}
+    decision, state = decide_all(ALWAYS, snap(1000, BOTH, full_scans=5), state=state)
+    assert (decision.reason.rule, state.backlog.changed[REWRITTEN]) == ("stalled", pytest.approx(GIB // 2, rel=1e-3))
 
 
 def second_ended(
@@ -952,14 +1017,12 @@ def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> floa
     return at_s - began_s
 
 
-def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_none_where_it_does_not() -> None:
+def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_if_too_slow_to_measure_as_unmeasured() -> None:
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6))
     slow_s, fast_s = (seconds_to_check_scan(rate, state) for rate in (100.0, 10_000.0))
     blind_s = seconds_to_check_scan(None, state)
     assert fast_s * 3 < slow_s
-    assert 300 < blind_s < LATEST_S
-    decision, state = decide_all(ALWAYS, *(dirtied(at_s, 0.0) for at_s in range(20, 10_000, 500)), state=state)
-    assert (decision.reason.rule, state.backlog.changed_kib) == ("idle", 0)
+    assert 300 < blind_s == seconds_to_check_scan(0.0, state) < LATEST_S
 
 
 def test_5_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
@@ -983,9 +1046,9 @@ def test_4_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts
     soon = after_check_scan(GIB // 2, written_kib=GIB // 2)
     late = after_check_scan(GIB // 2, written_kib=GIB // 2, written_s=4000.0)
     assert share(soon.learned, key) < first < merged == share(late.learned, key)
-    assert soon.backlog.changed_kib == GIB // 2, "it may merge again"
+    assert soon.backlog.changed_kib == pytest.approx(GIB // 2, rel=1e-3), "it may merge again"
     _, later = decide_all(ALWAYS, dirtied(8, 0.0, cow_ksm=GIB // 8, pages_unshared=GIB // 8), state=soon)
-    assert later.backlog.changed_kib == GIB // 2, "it has not been forgotten"
+    assert later.backlog.changed_kib == pytest.approx(GIB // 2, rel=1e-3), "it has not been forgotten"
     ratios = {"a/1": Ratio(0.5, 0)}
     learned = Learned(ratios, ONE_NEW, expected_kib=GIB / 2, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)
     started = having_scanned(learned=learned, cow_ksm=0)
@@ -1032,7 +1095,7 @@ def test_4_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others
 def test_3_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, float]) -> None:
     before = having_scanned(cow_ksm=0, pages_sharing=100_000, learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=100_000, **kernel), state=before)
-    assert (state.learned.rewritten_kib, state.backlog.changed_kib) == (0, 0)
+    assert (state.learned.rewritten_kib, state.backlog.changed[REWRITTEN]) == (0, 0)
 
 
 def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
@@ -1046,10 +1109,10 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
             one, two = seen.guests
             seen = replace(seen, guests=(replace(one, can_merge=at_s < len(cow_kib)), two))
             _, state = decide_all(ALWAYS, seen, state=state)
-        return state.learned.rewritten_kib, state.backlog.changed_kib
+        return state.learned.rewritten_kib, state.backlog.changed[REWRITTEN]
 
     assert unmerge(GIB // 2, GIB) == (0, 0)
-    assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, GIB // 2)
+    assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, pytest.approx(GIB // 2, rel=1e-3))
 
 
 def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
@@ -1062,7 +1125,7 @@ def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_g
         "taken off once, where it is measured"
     )
     _, state = decide_all(ALWAYS, dirtied(1001, 0.0, {"b": GIB}), state=replace(state, taken_s=1000))
-    assert state.backlog.changed.keys() == {CHANGED + "b/1", CHANGED + OTHER_PROCESSES, REWRITTEN}, (
+    assert state.backlog.changed.keys() == {CHANGED + "b/1", CHANGED + OTHER_PROCESSES, UNSEEN, REWRITTEN}, (
         "a guest that stops takes its own away"
     )
 
@@ -1236,9 +1299,9 @@ SAID = {
         "gives the full scan up in 120 s, if nothing else changes",
         "ends the full scan when full_scans rises to 4; now 2",
     ],
-    "stalled": ["begins a full scan in 4 s, if nothing else changes"],
+    "stalled": ["begins a full scan in 1 s, if nothing else changes"],
     "empty": [
-        "begins a check scan in 14401 s, if nothing else changes",
+        "begins a check scan in 11396 s, if nothing else changes",
         "plans a full scan after 8.0 MiB of new guest memory",
     ],
 }

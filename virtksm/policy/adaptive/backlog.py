@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, OTHER_PROCESSES, age_changed, known_kib, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, OTHER_PROCESSES, add, age_changed, known_kib, total_kib
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Backlog
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Backlog, Learned
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -35,7 +35,9 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     kept_kib = {key: before_kib[key] for key in unread if key in before_kib}  # unread is not gone
     # Of most guests nothing: passes of a full scan sense them but now and then.
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
+    has_changed = not grown_kib.keys() <= {OTHER_PROCESSES}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
+    refilled = {CHANGED + key: kib for key, kib in refilled_kib.items() if kib}
     appeared = tuple(
         Appeared(now_s, key, kib - refilled_kib.get(key, 0))
         for key, kib in grown_kib.items()
@@ -62,7 +64,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
     is_unmerging = is_unmerged or snapshot.ksm.run == 2 or unmergeable
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=stopped_kib > 0)
-    rewritten_kib += sum(refilled_kib.values())
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
     unmerged_kib -= sum(one.kib for one in before.settling if one.key in unmergeable)
@@ -82,15 +83,16 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         for one in _gather(arrivals.recent, lately, RECENT_S / STEPS)
         if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
     )
-    learned_kib = state.learned.rewritten_kib + rewritten_kib * is_too_soon(state, now_s) - unmerged_kib
+    learned = _charge(state, now_s, rewritten_kib, unmerged_kib, refilled)
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
-    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib)
+    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib, refilled)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
         pages_sharing=snapshot.ksm.pages_sharing,
         cow_ksm=snapshot.ksm.cow_ksm,
-        unmapped_kib=snapshot.ksm.unmapped_kib,
+        unmapped_kib=snapshot.ksm.unmapped_kib if has_changed else state.unmapped_kib,
+        swap_free_kib=snapshot.host.swap_free_kib if has_changed else state.swap_free_kib,
         backlog=Backlog(
             settling=settling,
             new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib > 0 and key in all_kib},
@@ -101,8 +103,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=replace(arrivals, recent=recent),
-        scans=replace(state.scans, current=current),
-        learned=replace(state.learned, rewritten_kib=min(max(learned_kib, 0), MAX_SUM)),
+        scans=replace(state.scans, current=current, changed=_within(state.scans.changed, all_kib)),
+        learned=learned,
     )
     return note_burst(state, total_kib(snapshot, state))
 
@@ -132,13 +134,15 @@ def _count_given_back(
 ) -> tuple[Mapping[str, int], Mapping[str, int]]:
     """Return what each guest has given back until now, and what of it it has filled anew: written to, it is not new.
 
-    What has come free by merging is in no resident memory either, and was not given back. Other processes are a sum:
-    others come than have ended.
+    What has come free by merging or was swapped out is in no resident memory either, and was not given back. Other
+    processes are a sum: others come than have ended.
     """
     known = grown_kib.keys() & state.guests_kib.keys() - {OTHER_PROCESSES}
     fallen_kib = sum(max(-grown_kib[key], 0) for key in known)
-    merged_kib = max(snapshot.ksm.unmapped_kib - state.unmapped_kib, 0)
-    share = max(1 - merged_kib / fallen_kib, 0.0) if fallen_kib else 0.0
+    elsewhere_kib = max(snapshot.ksm.unmapped_kib - state.unmapped_kib, 0)
+    if state.swap_free_kib is not None and snapshot.host.swap_free_kib is not None:
+        elsewhere_kib += max(state.swap_free_kib - snapshot.host.swap_free_kib, 0)
+    share = max(1 - elsewhere_kib / fallen_kib, 0.0) if fallen_kib else 0.0
     given_back, refilled = dict(state.given_back_kib), {}
     for key in known:
         before, grown = given_back.pop(key, 0), grown_kib[key]
@@ -146,6 +150,17 @@ def _count_given_back(
         if left := before - refilled[key] + int(max(-grown, 0) * share):
             given_back[key] = left
     return {key: kib for key, kib in given_back.items() if key in state.guests_kib}, refilled
+
+
+def _charge(
+    state: AdaptiveState, now_s: float, rewritten_kib: int, unmerged_kib: int, refilled: Mapping[str, float]
+) -> Learned:
+    """Count what was written to, if that was too soon after it had merged."""
+    learned = state.learned
+    if not is_too_soon(state, now_s):
+        rewritten_kib, refilled = 0, {}
+    rewritten_kib = min(max(learned.rewritten_kib + rewritten_kib - unmerged_kib, 0), MAX_SUM)
+    return replace(learned, rewritten_kib=rewritten_kib, refilled=add(learned.refilled, refilled))
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:

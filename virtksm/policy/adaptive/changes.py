@@ -1,7 +1,7 @@
 """Rule 3 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
 
-How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, assumed; how much of it
-merges is learned by what check scans find (`worth`). Pure.
+How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, or is too slow for that,
+assumed; how much of it merges is learned by what full scans find (`worth`). Pure.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 
 
 def age_changed(
-    snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: int, unmerged_kib: int
+    snapshot: Snapshot,
+    state: AdaptiveState,
+    passed_s: float,
+    rewritten_kib: int,
+    unmerged_kib: int,
+    refilled: Mapping[str, float],
 ) -> Mapping[str, float]:
     """Return what has changed by key, `passed_s` later. Rates are without memory that appeared.
 
@@ -44,7 +49,7 @@ def age_changed(
     changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
         more_kib = kib_per_s * passed_s
-        changed[key] = min(before.get(key, 0.0) + more_kib, kib * lone)
+        changed[key] = min(before.get(key, 0.0) + more_kib + refilled.get(key, 0.0), kib * lone)
         grown_kib += more_kib
     lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
     changed[REWRITTEN] = min(changed[REWRITTEN] + max(rewritten_kib - grown_kib, 0.0), lone_kib)
@@ -53,13 +58,17 @@ def age_changed(
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:
     """Return by key how many KiB a process writes to in a second, and how many it has."""
-    lone = lone_share(snapshot, state)
-    found = {CHANGED + key: (kib * lone / BLIND_S, kib) for key, kib in state.guests_kib.items()}
+    blind_per_s = lone_share(snapshot, state) / BLIND_S
+    found = {CHANGED + key: (kib * blind_per_s, kib) for key, kib in state.guests_kib.items()}
+    unseen_kib = unseen_of_kib(snapshot, state)
+    unseen_kib_per_s = unseen_kib * blind_per_s
     for guest in snapshot.guests:
         if guest.dirty_kib_per_s is not None and (one := found.get(key := CHANGED + guest.key)) is not None:
-            found[key] = guest.dirty_kib_per_s, one[1]
-    unseen_kib = unseen_of_kib(snapshot, state)
-    return found | {UNSEEN: (unseen_kib * lone / BLIND_S, unseen_kib)} if unseen_kib else found
+            kib_per_s, kib = one
+            found[key] = guest.dirty_kib_per_s, kib
+            unseen_kib_per_s += max(kib_per_s - guest.dirty_kib_per_s, 0.0)
+            unseen_kib += kib
+    return found | {UNSEEN: (unseen_kib_per_s, unseen_kib)} if unseen_kib else found
 
 
 def unseen_of_kib(snapshot: Snapshot, state: AdaptiveState) -> int:

@@ -25,7 +25,7 @@ from virtksm.policy.adaptive.worth import (
     is_second_due,
     learn,
 )
-from virtksm.values import replace
+from virtksm.values import EMPTY, replace
 
 BATCH_S = 3.0
 """A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
@@ -87,6 +87,8 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
         scanning |= backlog.changed if scans.is_check else {}
+        changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
+        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2), scanning=scanning, began=read_meter(snapshot)
@@ -146,9 +148,7 @@ def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
     """Return how long the budget has yet to wait for the last batch of the full scan before, granted at `fed`."""
     if fed is None or now.taken_s < fed.taken_s:
         return 0.0
-    used_s = _used_s(fed, now)
-    rest_s = BATCH_S if used_s is None else used_s / share
-    return min(max(rest_s - (now.taken_s - fed.taken_s), 0.0), BATCH_S)
+    return _seconds_to_pay_back(_used_s(fed, now), now.taken_s - fed.taken_s, share)
 
 
 class Progress(NamedTuple):
@@ -173,7 +173,7 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
     """
     fed, seen = current.fed, current.seen or current.fed
     if fed is None or seen is None:
-        return Progress(passed_s=0.0, cpu_s=None, counted_pages=0, is_over=True, pass_s=0.0)
+        return Progress(passed_s=0.0, cpu_s=0.0, counted_pages=0, is_over=True, pass_s=0.0)
     passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
     pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
     is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
@@ -196,7 +196,12 @@ def seconds_to_batch(progress: Progress, share: float) -> float:
     """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
     if not progress.is_over:
         return progress.pass_s
-    return min(max((progress.cpu_s or 0.0) / share - progress.passed_s, 0.0), BATCH_S)
+    return _seconds_to_pay_back(progress.cpu_s, progress.passed_s, share)
+
+
+def _seconds_to_pay_back(used_s: float | None, passed_s: float, share: float) -> float:
+    """Return how long a batch that is over holds up the next by the budget; unknown, it has used all of its share."""
+    return min(max((BATCH_S if used_s is None else used_s / share) - passed_s, 0.0), BATCH_S)
 
 
 def seconds_to_pass(left_s: float) -> float:
@@ -304,7 +309,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        learned = learn(snapshot, state, once, merged_kib)
+        learned = learn(snapshot, state, {**scans.changed, **once}, merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
     per_kib = cost_s / max(memory_kib, 1)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
@@ -319,6 +324,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             expected_kib=expected_kib,
             visited=visited,
             is_check=scans.is_check,
+            changed=scans.changed,
             fed=ended.fed or scans.fed,
         ),
         learned=replace(

@@ -138,6 +138,8 @@ class Scans(NamedTuple):
     """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
+    changed: Mapping[str, float] = EMPTY
+    """What had changed in place, too, when a pair for new memory began: learned from with it."""
 
 
 class Ratio(NamedTuple):
@@ -163,6 +165,8 @@ class Learned(NamedTuple):
     """What it has merged."""
     rewritten_kib: int = 0
     """What of that was written to too soon."""
+    refilled: Mapping[str, float] = EMPTY
+    """What guests have given back and filled anew since, too soon: the same, of changed memory, by its keys."""
     saved_kib: int = 0
     """All that was saved when it had ended."""
     ended_s: float = 0.0
@@ -198,7 +202,9 @@ class AdaptiveState(NamedTuple):
     given_back_kib: Mapping[str, int] = EMPTY
     """What guests have given back, through their balloon for one: filled anew, it was written to, and is not new."""
     unmapped_kib: int = 0
-    """As last seen, to tell it from what came free by merging."""
+    """As of when guests' memory last changed, to tell what they gave back from what came free by merging."""
+    swap_free_kib: int | None = None
+    """The same, to tell it from what was swapped out."""
     pages_sharing: int | None = None
     """As last seen, to notice COW breaks where the kernel does not count them."""
     cow_ksm: int | None = None

@@ -16,7 +16,7 @@ from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, add, changing, tot
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
-from virtksm.values import replace
+from virtksm.values import EMPTY, replace
 
 NEGLIGIBLE = 256
 """Less than this fraction of the memory is no backlog yet (chosen)."""
@@ -188,6 +188,7 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten_kib=0,
+        refilled=EMPTY,
         ended_s=snapshot.taken_s,
     )
 
@@ -201,5 +202,6 @@ def ratio_of(learned: Learned, key: str) -> Ratio | None:
     if before is None or not kib:
         return before
     times = max(learned.merged_kib - learned.rewritten_kib, 0) / (learned.expected_kib or inf)
-    share = before.share + (min(before.share * times, 1.0) - before.share) * kib / (kib + before.kib)
+    lasted = min(before.share * times, 1.0) - learned.refilled.get(key, 0) / kib
+    share = before.share + (lasted - before.share) * kib / (kib + before.kib)
     return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) / 2)
