@@ -17,7 +17,7 @@ from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, b
 from virtksm.policy.adaptive.backlog import STEPS
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_PAGE_COST_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
+from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.state import (
     AdaptiveState,
@@ -49,7 +49,7 @@ TIMER = Triggers(kinds=frozenset({Trigger.TIMER}))
 RETUNE = Triggers(kinds=frozenset({Trigger.RETUNE}))
 ALWAYS = AdaptivePolicy(params=AdaptiveParams(engage="always"))
 AUTO = AdaptivePolicy(params=AdaptiveParams())
-OF_ANY_PAGE_SIZE = pytest.mark.parametrize("page_kib", [4, 64])
+OF_ANY_PAGE_SIZE = pytest.mark.parametrize("page_kib", [4, 16, 64])
 ONE, BOTH = {"a": GIB}, {"a": GIB, "b": GIB}
 ONE_NEW = {"a/1": float(GIB)}
 
@@ -57,7 +57,8 @@ ONE_NEW = {"a/1": float(GIB)}
 def snap(at_s: float, guests: Mapping[str, int] | None = None, **ksm: float | None) -> Snapshot:
     """A local host of 64 GiB with 40 available; `guests` are name to KiB, `ksm` what differs from an idle kernel.
 
-    After a full scan it knows of all pages, unless told otherwise. All is seen, and nothing changes in place so fast that it could be measured.
+    After a full scan it knows of all pages, unless told otherwise. All is seen, and nothing changes in
+    place so fast that it could be measured.
     """
     known = sum((guests or {}).values()) // int(ksm.get("page_kib") or 4) if ksm.get("full_scans") else 0
     state = {
@@ -735,18 +736,25 @@ def test_7_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_
         decision, state = decide_all(policy, seen, state=state)
         assert decision.target.sleep_millisecs == first.target.sleep_millisecs
         assert decision.next_pass_s == looks_in_s
-    assert state.learned.page_cost_s == pytest.approx(0.4 / pages)
+    assert 4 * state.learned.cost_s_per_kib == pytest.approx(0.4 / pages)
     due = after(first, snap(14, BOTH, pages_scanned=None, ksmd_cpu_seconds=0.4, pages_volatile=1))
     decision, _ = decide_all(policy, due, state=state)
     assert decision.target.sleep_millisecs != first.target.sleep_millisecs
     assert decision.target.pages_to_scan == pytest.approx(pages * BATCH_S / 10 / 0.4, abs=1)
 
 
+@OF_ANY_PAGE_SIZE
+def test_7_a_first_batch_is_of_as_much_memory_whatever_a_page_is(page_kib: int) -> None:
+    guests = {"a": 64 * GIB, "b": 64 * GIB}
+    decision, _ = decide_all(ALWAYS, *(snap(at_s, guests, page_kib=page_kib) for at_s in (0, 3, 100)))
+    assert (decision.target.pages_to_scan or 0) * page_kib == pytest.approx(BATCH_S / 7e-6 * 4, rel=0.01)
+
+
 def test_7_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
     first, state = in_full_scan()
     names = ("full_scan_kib", "scanned_kib", "full_scan_left_s")
     assert [first.reason.numbers[name] for name in names] == [2 * GIB, 0, None]
-    batch_s = (first.target.pages_to_scan or 0) * Learned().page_cost_s
+    batch_s = (first.target.pages_to_scan or 0) * 4 * Learned().cost_s_per_kib
     batch_kib = 4 * (first.target.pages_to_scan or 0)
     for scanned, cpu_s, told in (
         (GIB // 8, 0.0, [2 * GIB, GIB // 2, 6.0]),
@@ -792,7 +800,7 @@ def test_7_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_
     for percent, scanned, cpu_s, pages in (
         (10, 100_000, 0.5, 200_000 * BATCH_S / 10),
         (100, 100_000, 0.5, 200_000 * BATCH_S),
-        (100, 400_000, 0.1, BATCH_S / CAUTIOUS_PAGE_COST_S),
+        (100, 400_000, 0.1, BATCH_S / CAUTIOUS_COST_S_PER_KIB / 4),
     ):
         policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=percent))
         measured = (snap(at_s, BOTH, pages_scanned=scanned, ksmd_cpu_seconds=cpu_s) for at_s in (20, 20.25))
@@ -889,7 +897,8 @@ def test_7_what_had_changed_when_a_full_scan_began_that_is_given_up_is_to_be_sca
     )
     assert state.backlog.changed == {}
     decision, state = decide_all(ALWAYS, snap(1000, BOTH, full_scans=5), state=state)
-    assert (decision.reason.rule, state.backlog.changed[REWRITTEN]) == ("stalled", pytest.approx(GIB // 2, rel=1e-3))
+    assert decision.reason.rule == "stalled"
+    assert state.backlog.changed[REWRITTEN] == pytest.approx(GIB // 2, rel=1e-3)
 
 
 def second_ended(
@@ -1109,10 +1118,10 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
             one, two = seen.guests
             seen = replace(seen, guests=(replace(one, can_merge=at_s < len(cow_kib)), two))
             _, state = decide_all(ALWAYS, seen, state=state)
-        return state.learned.rewritten_kib, state.backlog.changed[REWRITTEN]
+        return state.learned.rewritten_kib, round(state.backlog.changed[REWRITTEN] / GIB, 3)
 
     assert unmerge(GIB // 2, GIB) == (0, 0)
-    assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, pytest.approx(GIB // 2, rel=1e-3))
+    assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, 0.5)
 
 
 def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:

@@ -71,17 +71,20 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
 
 
 @pytest.mark.parametrize(
-    ("settings", "percent"),
+    ("settings", "page_kib", "percent"),
     [
-        (IDLE, 0.0),
-        (SCANNING, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 7)
-        (Settings(pages_to_scan=100_000, sleep_millisecs=0), 100.0),
-        (Settings(pages_to_scan=1250, sleep_millisecs=10), 46.7),
-        (Settings(pages_to_scan=None, sleep_millisecs=None), 0.0),
+        (IDLE, 4, 0.0),
+        (SCANNING, 4, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 7)
+        (Settings(pages_to_scan=100_000, sleep_millisecs=0), 4, 100.0),
+        (Settings(pages_to_scan=1250, sleep_millisecs=10), 4, 46.7),
+        (Settings(pages_to_scan=1250, sleep_millisecs=10), 64, 93.3),
+        (Settings(pages_to_scan=None, sleep_millisecs=None), 4, 0.0),
     ],
 )
-def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, percent: float) -> None:
-    assert round(worst_core_percent(settings), 1) == percent
+def test_what_it_costs_at_worst_follows_from_the_settings(settings: Settings, page_kib: int, percent: float) -> None:
+    last = replace(passed(IDLE), after=settings)
+    last = replace(last, snapshot=replace(last.snapshot, ksm=replace(last.snapshot.ksm, page_kib=page_kib)))
+    assert round(worst_core_percent(last), 1) == percent
 
 
 @pytest.mark.parametrize(("left_s", "told_s"), [(12.0, 2.0), (5.0, 0.0), (None, None)])

@@ -29,8 +29,7 @@ from virtksm.guests.choices import Choice
 from virtksm.host.bounded import Waiting
 from virtksm.model.current import CurrentKsm, after_pass
 from virtksm.model.report import PassReport
-from virtksm.model.snapshot import Settings
-from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
+from virtksm.policy.adaptive.state import DEFAULT_COST_S_PER_KIB
 from virtksm.tuning.ports import LocalFacts
 from virtksm.tuning.sense import sense_current
 from virtksm.uri import is_alias
@@ -127,7 +126,7 @@ class AgentFacts:
             "stranded": {
                 "possible": self.may_be_stranded,
                 "settings": None if settings is None else settings.as_dict(),
-                "worst_core_percent": None if settings is None else round(worst_core_percent(settings), 1),
+                "worst_core_percent": None if last is None else round(worst_core_percent(last), 1),
             },
             "paused": None if last is None else last.paused is not None,
             "switched": {
@@ -192,8 +191,8 @@ def read_current(local: LocalFacts | None, last: PassReport | None) -> CurrentKs
     return current
 
 
-def worst_core_percent(settings: Settings) -> float:
-    """Return the most that ksmd uses of one core with these settings (rule 3)."""
-    batch_s = (settings.pages_to_scan or 0) * DEFAULT_PAGE_COST_S
-    sleep_s = (settings.sleep_millisecs or 0) / 1000
+def worst_core_percent(last: PassReport) -> float:
+    """Return the most that ksmd uses of one core with the settings that a pass has left."""
+    batch_s = (last.after.pages_to_scan or 0) * last.snapshot.ksm.page_kib * DEFAULT_COST_S_PER_KIB
+    sleep_s = (last.after.sleep_millisecs or 0) / 1000
     return 100 * batch_s / (batch_s + sleep_s) if batch_s else 0.0

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from virtksm.model.decision import Decision
-from virtksm.model.snapshot import Settings, Snapshot
-from virtksm.policy.adaptive.state import DEFAULT_PAGE_COST_S
+from virtksm.model.snapshot import KsmState, Settings, Snapshot
+from virtksm.policy.adaptive.state import DEFAULT_COST_S_PER_KIB
 from virtksm.policy.base import Policy
 from virtksm.policy.off import decide_off
 from virtksm.trace import Gap, Header, Law, Line, Pass, Torn
@@ -116,15 +116,15 @@ class Share:
     _settings: Settings | None = None
     _is_granted: bool = False
 
-    def take(self, lasted_s: float | None, found: Settings, settings: Settings) -> None:
+    def take(self, lasted_s: float | None, ksm: KsmState, settings: Settings) -> None:
         """Count the settings of the pass before, which have held for so long, and take those of this one.
 
-        `found` are those that it has found; a changed sleep grants a batch at once.
+        `ksm` is the kernel's state that it has found; a changed sleep grants a batch at once.
         """
-        held = self._settings or found
+        held, page_cost_s = self._settings or ksm.settings, DEFAULT_COST_S_PER_KIB * ksm.page_kib
         batch, sleep_s = held.pages_to_scan or 0, (held.sleep_millisecs or 0) / 1000
         if lasted_s is not None and batch and self._settings is not None:
-            self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * DEFAULT_PAGE_COST_S))
+            self.pages += batch * (self._is_granted + lasted_s / (sleep_s + batch * page_cost_s))
         elif lasted_s is not None:
             self.idle_s += lasted_s
         self._is_granted = settings.sleep_millisecs != held.sleep_millisecs
@@ -156,9 +156,9 @@ class Sums:
 
     def take(self, step: ReplayStep) -> None:
         self.lasted_s += step.lasted_s or 0.0
-        found = step.line.snapshot.ksm.settings
-        self.recorded.take(step.lasted_s, found, step.line.decision.target)
-        self.replayed.take(step.lasted_s, found, step.replayed.target)
+        ksm = step.line.snapshot.ksm
+        self.recorded.take(step.lasted_s, ksm, step.line.decision.target)
+        self.replayed.take(step.lasted_s, ksm, step.replayed.target)
         self.passes += 1
         self.differing += step.differs
         self.began_anew += step.began_anew

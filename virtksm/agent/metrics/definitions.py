@@ -181,7 +181,7 @@ METRICS = (
     _gauge("stranded_possible", "1: ksmd may be scanning while libvirt is silent.",
            lambda at: at.agent.may_be_stranded),
     _gauge("worst_core_ratio", "The most of a core that ksmd can take by its settings.",
-           lambda at: None if at.agent.last is None else worst_core_percent(at.agent.last.after) / 100),
+           lambda at: None if at.agent.last is None else worst_core_percent(at.agent.last) / 100),
     # The host and its guests.
     _gauge("guests", "Running guests.", _ksm(lambda current: current.guests)),
     _gauge("guests_unread", "Guests whose memory could not be read.",

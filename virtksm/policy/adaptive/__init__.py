@@ -39,6 +39,7 @@ from virtksm.policy.adaptive.full_scans import (
     feed,
     has_ended,
     is_scanned_by_another,
+    page_cost_s,
     progress_numbers,
     read_meter,
     scanned_pages,
@@ -200,7 +201,7 @@ class AdaptivePolicy:
             "exited_kib": backlog.exited_kib,
             "waited_kib_s": round(backlog.waited_kib_s, 1),
             "full_scan_cost_s": round(full_scan_cost_s(snapshot, state), 3),
-            "page_cost_us": round(learned.page_cost_s * 1e6, 3),
+            "page_cost_us": round(page_cost_s(snapshot, state) * 1e6, 3),
             "changed_kib": int(backlog.changed_kib),
             "merge_ratio": round(shares.ratio(state.guests_kib), 3),
             "expected_ratio": round(expect_of_backlog(shares, backlog)[0], 3),
@@ -285,5 +286,5 @@ def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
 def progress(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> str:
     """Say how far a full scan is, where it is known, and how much of the memory it scans for the first time."""
     new = f"{format_kib(current.scanning_kib)} not scanned before"
-    pages = scanned_pages(current, read_meter(snapshot), state.learned.page_cost_s)
+    pages = scanned_pages(current, read_meter(snapshot), page_cost_s(snapshot, state))
     return new if pages is None else f"{format_kib(snapshot.ksm.kib(pages))} done, {new}"

@@ -58,10 +58,10 @@ def age_changed(
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:
     """Return by key how many KiB a process writes to in a second, and how many it has."""
-    blind_per_s = lone_share(snapshot, state) / BLIND_S
-    found = {CHANGED + key: (kib * blind_per_s, kib) for key, kib in state.guests_kib.items()}
+    lone = lone_share(snapshot, state)
+    found = {CHANGED + key: (kib * lone / BLIND_S, kib) for key, kib in state.guests_kib.items()}
     unseen_kib = unseen_of_kib(snapshot, state)
-    unseen_kib_per_s = unseen_kib * blind_per_s
+    unseen_kib_per_s = unseen_kib * lone / BLIND_S
     for guest in snapshot.guests:
         if guest.dirty_kib_per_s is not None and (one := found.get(key := CHANGED + guest.key)) is not None:
             kib_per_s, kib = one

@@ -29,15 +29,15 @@ from virtksm.values import EMPTY, replace
 
 BATCH_S = 3.0
 """A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
-CAUTIOUS_PAGE_COST_S = 3.5e-6
-"""A page's least cost in sizing a batch (measured: 0.3-7 microseconds)."""
+CAUTIOUS_COST_S_PER_KIB = 3.5e-6 / 4
+"""The least cost in sizing a batch (measured, a page of 4 KiB: 0.3-7 microseconds)."""
 MAX_HOST_PERCENT = 25
 """max_cpu_percent by default, of each CPU; of four if unknown (reported: a core for ksmd stalls guests)."""
 SLACK_S = 0.02
 """From a batch's estimated end to the next (chosen)."""
 FED_SLEEPS_MS = (60_000, 60_001)
 """sleep_millisecs of batches, in turn: a change wakes ksmd (measured)."""
-MIN_BATCH_PAGES = 1000
+MIN_BATCH_KIB = 4000
 """The smallest batch, some 7 ms (chosen)."""
 MIN_STILL_S = 0.1
 """A batch is over when ksmd stands still for ten ticks (USER_HZ)."""
@@ -70,6 +70,11 @@ def read_meter(snapshot: Snapshot) -> Meter:
         thp_split_page=ksm.thp_split_page,
         cow_ksm=ksm.cow_ksm,
     )
+
+
+def page_cost_s(snapshot: Snapshot, state: AdaptiveState) -> float:
+    """Return what scanning a page costs, which has 4, 16 or 64 KiB."""
+    return state.learned.cost_s_per_kib * snapshot.ksm.page_kib
 
 
 def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
@@ -119,26 +124,28 @@ def feed(
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests cause
     in between grant none beyond the budget.
     """
-    now, cost_s = read_meter(snapshot), state.learned.page_cost_s
+    now, cost_s, page_kib = read_meter(snapshot), page_cost_s(snapshot, state), snapshot.ksm.page_kib
+    min_pages = max(MIN_BATCH_KIB // page_kib, 1)
     progress = read_progress(current, now, cost_s)
     if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
         current = replace(current, seen=now)
-    if progress.cpu_s and progress.counted_pages >= MIN_BATCH_PAGES:
+    if progress.cpu_s and progress.counted_pages >= min_pages:
         cost_s = min(max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
-    state = replace(state, learned=replace(state.learned, page_cost_s=cost_s))
+    state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
     wait_s = max(seconds_to_batch(progress, share), seconds_to_rest(state.scans.fed, now, share))
     if wait_s > 0:
-        settings = Settings(pages_to_scan=current.batch_pages or MIN_BATCH_PAGES, sleep_millisecs=hold)
+        settings = Settings(pages_to_scan=current.batch_pages or min_pages, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
-    pages = min(max(int(share * BATCH_S / max(cost_s, CAUTIOUS_PAGE_COST_S)), MIN_BATCH_PAGES), KERNEL_MAXIMUM)
+    pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
+    pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
     fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
     else:  # the full scan may end before the batch does
-        left = max(total_kib(snapshot, state) // snapshot.ksm.page_kib - scanned, 0)
+        left = max(total_kib(snapshot, state) // page_kib - scanned, 0)
         pass_s = seconds_to_pass(min(pages, left) * cost_s)
     state = replace(state, scans=replace(state.scans, current=fed, fed=None))
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
@@ -234,7 +241,7 @@ def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
     """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
-    estimate_s = max(full_scan_cost_s(snapshot, state), pages * state.learned.page_cost_s)
+    estimate_s = max(full_scan_cost_s(snapshot, state), pages * page_cost_s(snapshot, state))
     return max(STALLED_S, 10 * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
@@ -259,7 +266,7 @@ def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan
     Where it is whole only after the end of another's, it takes up to twice the memory.
     """
     now, ksm = read_meter(snapshot), snapshot.ksm
-    scanned = scanned_pages(current, now, state.learned.page_cost_s)
+    scanned = scanned_pages(current, now, page_cost_s(snapshot, state))
     full_scan_kib = total_kib(snapshot, state) * max(current.ends_at_full_scans - current.began.full_scans, 1)
     scanned_kib = None if scanned is None else min(ksm.kib(scanned), full_scan_kib)
     passed_s = now.taken_s - current.began.taken_s

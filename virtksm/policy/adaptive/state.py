@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from virtksm.values import EMPTY, build, dump
 
-DEFAULT_PAGE_COST_S = 7e-6
-"""A page's cost until one is known: 130,000-160,000 pages/s (measured)."""
+DEFAULT_COST_S_PER_KIB = 7e-6 / 4
+"""What scanning costs until that is known: 130,000-160,000 pages of 4 KiB a second (measured)."""
 
 MAX = 2.0**100
 """Bounds a state's numbers."""
@@ -173,7 +173,8 @@ class Learned(NamedTuple):
     """When the last full scan ended."""
     began_cow_ksm: int | None = None
     """The kernel's count of COW breaks when the last full scan began."""
-    page_cost_s: float = DEFAULT_PAGE_COST_S
+    cost_s_per_kib: float = DEFAULT_COST_S_PER_KIB
+    """What ksmd's scanning costs, as the last batch did."""
     full_scan_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
 

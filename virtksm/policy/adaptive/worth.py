@@ -49,7 +49,7 @@ LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
     """Return the ksmd-seconds that a full scan takes by estimate: as the last ones, for the memory there is now."""
     per_kib = state.learned.full_scan_cost_s_per_kib
-    first = state.learned.page_cost_s / snapshot.ksm.page_kib
+    first = state.learned.cost_s_per_kib
     return (total_kib(snapshot, state) if memory_kib is None else memory_kib) * (first if per_kib is None else per_kib)
 
 
