@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.figures import parse_cpu
 from bench.race.contenders import BACKLOG, FRUITLESS_SCANS, Clairvoyant, Moment, read_backlog_mib
 from bench.race.goals import GOALS, judge_work
 from bench.race.ground import Ground, GuestLife
@@ -101,7 +102,7 @@ def made_up(contender: str, pages_at_s: Callable[[int], int], *, idle_from_s: fl
             )
             for at_s in range(301)
         ],
-        neighbour=[(float(at_s), 5.0 if at_s < idle_from_s else 4.0) for at_s in range(300)],
+        neighbour=[(float(at_s), 5.0 + at_s / 10 if at_s < idle_from_s else 4.0) for at_s in range(300)],
         decisions=[numbers] if contender == "adaptive" else [],
     )
 
@@ -111,13 +112,18 @@ def rising(per_s: int, most: int = 1000) -> Callable[[int], int]:
 
 
 def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_picture(tmp_path: Path) -> None:
-    runs = [made_up("adaptive", rising(20), idle_from_s=60.0), made_up("flat", rising(100)), made_up("off", rising(0))]
+    runs = [
+        made_up("adaptive", rising(20), idle_from_s=60.0),
+        made_up("flat", rising(100)),
+        made_up("off", rising(0), idle_from_s=0.0),
+    ]
     results = measure_work(runs, check_scans_s=7.0)
     ours, flat = results["adaptive"], results["flat"]
     assert (ours.held_mib, ours.until_most_s, ours.idle_after_s) == (1000 / 256, 45.0 - SETTLED_S, 60.0 - SETTLED_S)
     assert (ours.cpu_until_most_s, ours.cpu_until_idle_s, ours.rest_share) == (22.5, 30.0, 0.0)
     assert ours.hour_cpu_s == pytest.approx(37.0)
     assert (ours.neighbour_rest_ms, ours.min_merge_ratio, ours.backlog_mib) == (4.0, 0.25, len(BACKLOG))
+    assert (ours.neighbour_p95_ms, ours.neighbour_p99_ms) == (5.0 + 5.6, 5.0 + 5.9), "the 57th and 60th of 60"
     assert (ours.used_mib, ours.used_at_end_mib) == (30.0 - 600 / 256, 300.0 - 1000 / 256), "10 s after"
     assert ours.lag_share == pytest.approx(0.8)
     assert ours.merges == 1000
@@ -127,13 +133,22 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     assert results["off"].until_most_s is None
 
     goals, left_out = judge_work("storm", results)
-    report = write_work(STORM, results, goals, left_out)
+    report = write_work(STORM, results, goals, left_out, {"cpu": "Z80", "commit": "abc-dirty"})
+    assert "\ncpu Z80, commit abc-dirty.\n" in report
     assert "\n| adaptive | 4 | 28 | 296 | 25.0 | 22.5 | 40.0 |" in report
+    assert "| 4.00 | 10.6 | 10.9 |" in report
+    assert "| 4.00 | - | - |" in report, "off never scans"
     assert "\n- ksmd at rest: 0.00 %, goal at most 0.30 %: met\n" in report
     assert "\n- not judged: no run of clairvoyant\n- not judged: no run of a peer\n" in report
     draw_work(STORM, runs, tmp_path / "one.svg")
     assert (tmp_path / "one.svg").stat().st_size > 1000
     assert parse_times("9.500 4.1\n10.000 4.2\n10.5", 10.0) == [(0.0, 4.2)]
+
+
+def test_a_cpu_is_told_by_all_that_the_kernel_says_of_its_kind() -> None:
+    one = "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nstepping\t: 1\nflags\t\t: fpu\n"
+    assert parse_cpu(f"{one}\n{one.replace('EPYC', 'other')}") == "AMD EPYC (cpu family 26, model 2, stepping 1)"
+    assert parse_cpu("processor\t: 0\nBogoMIPS\t: 50.00\n") == ""
 
 
 PEER = replace(
