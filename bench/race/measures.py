@@ -12,8 +12,9 @@ Pure: runs in, figures out. Definitions, the same for every contender:
   run);
 - the neighbour: the median at rest; p95 and p99 (nearest-rank) of the pieces begun while ksmd is not idle, settling
   guests included;
-- used: what guests hold resident, less what they share, 10 s after the last guest's settling, and at the end. What a
-  run with KSM off uses more came free, zero pages of split huge pages included, which no counter of KSM's tells;
+- used: what guests hold resident, less what they share, 10 s after the last guest's settling, 10 s after the last
+  change or growth of a work that has any, and at the end. What a run with KSM off uses more came free, zero pages of
+  split huge pages included, which no counter of KSM's tells;
 - over the hour: the run's CPU, the rest of the hour at the mean at rest, and what comes later (the policy adaptive's
   check scans, simulated); savings as the run holds them.
 """
@@ -81,6 +82,7 @@ class Figures:
     min_merge_ratio: float | None
     backlog_mib: float | None
     used_mib: float
+    used_changed_mib: float | None
     used_at_end_mib: float
     told_mib: float | None
 
@@ -134,7 +136,8 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
         min_merge_ratio=min((one["merge_ratio"] for one in numbers), default=None),
         backlog_mib=read_backlog_mib(numbers[-1]) if numbers else None,
-        used_mib=sample_at(samples, settled_s + USED_S).used_mib,
+        used_mib=sample_at(samples, run.last_settled_s + USED_S).used_mib,
+        used_changed_mib=sample_at(samples, settled_s + USED_S).used_mib if run.work.changes_s else None,
         used_at_end_mib=samples[-1].used_mib,
         told_mib=run.told_mib,
     )

@@ -19,6 +19,7 @@ from demo.guests import PAGES_PER_MIB
 COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
     ("saved MiB", lambda run: run.held_mib, 0),
     (f"used MiB after {USED_S:g} s", lambda run: run.used_mib, 0),
+    ("after a change", lambda run: run.used_changed_mib, 0),
     ("at the end", lambda run: run.used_at_end_mib, 0),
     ("90 % after s", lambda run: run.until_most_s, 1),
     ("ksmd-s until then", lambda run: run.cpu_until_most_s, 1),

@@ -9,14 +9,14 @@ from bench.figures import parse_cpu
 from bench.race.contenders import BACKLOG, FRUITLESS_SCANS, Clairvoyant, Moment, read_backlog_mib
 from bench.race.goals import GOALS, judge_work
 from bench.race.ground import Ground, GuestLife
-from bench.race.measures import HOST_KIB, measure_run, measure_work, simulate_check_scans
+from bench.race.measures import HOST_KIB, USED_S, measure_run, measure_work, simulate_check_scans
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, Sample, parse_times
 from bench.race.works import Scale, list_works, storm
 from bench.sim.driver import run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
-from demo.guests import PAGES_PER_MIB
+from demo.guests import KEPT_MIB, PAGES_PER_MIB
 from tests.lab.ksm import Ksm
 from virtksm.config.schema import AdaptiveParams
 from virtksm.json_output import to_output
@@ -38,6 +38,23 @@ def test_a_work_is_a_run_that_can_be_followed_and_has_goals(quick: bool) -> None
         assert max(work.busy_until_s, *(step.at_s for step in work.steps)) < work.length_s
         assert all(started[step.name] < step.at_s for step in work.steps if isinstance(step, Stop))
         assert 0 < work.expected_sharing_pages < sum(guest.memory_mib for guest in work.guests) * PAGES_PER_MIB
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_in_zero_each_guest_fills_its_memory_by_growing_once_after_all_have_been_measured(quick: bool) -> None:
+    work = list_works(quick=quick)["zero"]
+    last_start_s = max(step.at_s for step in work.steps)
+    for guest in work.guests:
+        grow_mib = guest.memory_mib - KEPT_MIB - guest.content_mib
+        within_s = 60 * grow_mib / guest.grow_mib_per_min
+        assert work.changes_s == guest.grow_after_s + within_s
+        assert guest.grow_after_s > last_start_s + USED_S, "the first to settle has not begun"
+        assert guest.zero_mib + guest.grow_zero_mib == pytest.approx(0.6 * (guest.content_mib + grow_mib), abs=1)
+        assert f" grow_after={guest.grow_after_s} grow_zero={guest.grow_zero_mib}" in guest.cmdline()
+    assert last_start_s + work.changes_s + USED_S < 0.75 * work.length_s
+    assert (
+        work.expected_sharing_pages > 0.59 * sum(guest.memory_mib - KEPT_MIB for guest in work.guests) * PAGES_PER_MIB
+    )
 
 
 def test_what_is_equal_takes_one_page_and_the_rest_is_saved() -> None:
@@ -125,6 +142,10 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     assert (ours.neighbour_rest_ms, ours.min_merge_ratio, ours.backlog_mib) == (4.0, 0.25, len(BACKLOG))
     assert (ours.neighbour_p95_ms, ours.neighbour_p99_ms) == (5.0 + 5.6, 5.0 + 5.9), "the 57th and 60th of 60"
     assert (ours.used_mib, ours.used_at_end_mib) == (30.0 - 600 / 256, 300.0 - 1000 / 256), "10 s after"
+    assert ours.used_changed_mib is None
+    changes = replace(runs[0], work=replace(STORM, changes_s=100.0))
+    changed = measure_run(changes, 1000.0)
+    assert (changed.used_mib, changed.used_changed_mib) == (ours.used_mib, 130.0 - 1000 / 256)
     assert ours.lag_share == pytest.approx(0.8)
     assert ours.merges == 1000
     assert measure_run(replace(runs[0], merged_pages=400), 1000.0).merges == 400, "the rest was written to"
@@ -135,7 +156,7 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     goals, left_out = judge_work("storm", results)
     report = write_work(STORM, results, goals, left_out, {"cpu": "Z80", "commit": "abc-dirty"})
     assert "\ncpu Z80, commit abc-dirty.\n" in report
-    assert "\n| adaptive | 4 | 28 | 296 | 25.0 | 22.5 | 40.0 |" in report
+    assert "\n| adaptive | 4 | 28 | - | 296 | 25.0 | 22.5 | 40.0 |" in report
     assert "| 4.00 | 10.6 | 10.9 |" in report
     assert "| 4.00 | - | - |" in report, "off never scans"
     assert "\n- ksmd at rest: 0.00 %, goal at most 0.30 %: met\n" in report
@@ -160,6 +181,7 @@ PEER = replace(
     saved_mib_s_per_cpu_s=1000.0,
     merges=1000,
     used_mib=500.0,
+    used_changed_mib=500.0,
     used_at_end_mib=500.0,
     lag_share=0.15,
     late_lag_share=0.15,
@@ -181,7 +203,7 @@ RUNS = {
     "ksmtuned": PEER,
     "clairvoyant": replace(PEER, until_most_s=26.0, cpu_s=27.0),
     "flat": PEER,
-    "off": replace(PEER, used_mib=1500.0, used_at_end_mib=1500.0),
+    "off": replace(PEER, used_mib=1500.0, used_changed_mib=1500.0, used_at_end_mib=1500.0),
 }
 
 
@@ -194,6 +216,8 @@ RUNS = {
         ("growth", {"lag_share": 1.0, "late_lag_share": -0.2}, "behind flat out at worst"),
         ("churn", {"held_mib": 949.0}, "savings, within 5 % of the best peer's"),
         ("thrash", {"merges": 201}, "merges, 1/5 of flat out's"),
+        ("zero", {"used_mib": 521.0}, "used 10 s after settling, as flat out and 2 % of what that frees"),
+        ("zero", {"used_changed_mib": 521.0}, "used 10 s after growth, as flat out and 2 % of what that frees"),
         ("zero", {"told_mib": 1051.0}, "says that is saved, 105 % of what came free"),
         ("stop", {"backlog_mib": 5.0}, "idle again, with a backlog of"),
     ],
