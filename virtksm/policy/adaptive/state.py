@@ -15,9 +15,9 @@ DEFAULT_PAGE_COST_S = 7e-6
 """A page's cost until one is known: 130,000-160,000 pages/s (measured)."""
 
 MAX = 2.0**100
-"""Bounds a state's numbers."""
+"""Bounds a state's numbers (chosen)."""
 MAX_SUM = 2**52
-"""Bounds a state's sums."""
+"""Bounds a state's sums (chosen)."""
 
 
 class Meter(NamedTuple):
