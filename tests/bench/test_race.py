@@ -12,7 +12,7 @@ from bench.race.ground import Ground, GuestLife
 from bench.race.measures import HOST_KIB, USED_S, measure_run, measure_work, simulate_check_scans
 from bench.race.report import draw_work, write_work
 from bench.race.run import Run, Sample, parse_times
-from bench.race.works import Scale, list_works, storm
+from bench.race.works import Scale, huge, list_works, storm
 from bench.sim.driver import run_policy
 from bench.sim.host import SimHost
 from bench.steps import Start, Stop
@@ -37,7 +37,8 @@ def test_a_work_is_a_run_that_can_be_followed_and_has_goals(quick: bool) -> None
         assert min(step.at_s for step in work.steps) == 0.0
         assert max(work.busy_until_s, *(step.at_s for step in work.steps)) < work.length_s
         assert all(started[step.name] < step.at_s for step in work.steps if isinstance(step, Stop))
-        assert 0 < work.expected_sharing_pages < sum(guest.memory_mib for guest in work.guests) * PAGES_PER_MIB
+        most = sum(guest.memory_mib for guest in work.guests) * PAGES_PER_MIB
+        assert not work.has_clairvoyant or 0 < work.expected_sharing_pages < most
 
 
 @pytest.mark.parametrize("quick", [False, True])
@@ -52,14 +53,14 @@ def test_in_zero_each_guest_fills_its_memory_by_growing_once_after_all_have_been
         assert guest.zero_mib + guest.grow_zero_mib == pytest.approx(0.6 * (guest.content_mib + grow_mib), abs=1)
         assert f" grow_after={guest.grow_after_s} grow_zero={guest.grow_zero_mib}" in guest.cmdline()
     assert last_start_s + work.changes_s + USED_S < 0.75 * work.length_s
-    assert (
-        work.expected_sharing_pages > 0.59 * sum(guest.memory_mib - KEPT_MIB for guest in work.guests) * PAGES_PER_MIB
-    )
 
 
 def test_what_is_equal_takes_one_page_and_the_rest_is_saved() -> None:
     work = storm(Scale(guests=3, memory_mib=103, every_s=1.0, length_s=60.0))  # 50 common, 10 zero, 40 own each
     assert work.expected_sharing_pages == 2 * 50 * 256 + 30 * 256 - 30
+    of_huge_pages = huge(Scale(guests=3, memory_mib=103, every_s=1.0, length_s=60.0))
+    assert of_huge_pages.guests == work.guests
+    assert of_huge_pages.expected_sharing_pages == 2 * 50 * 256, "no counter tells of zero pages"
 
 
 def test_our_decisions_say_the_backlog_that_is_judged_and_check_scans_cost_little() -> None:
