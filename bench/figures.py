@@ -84,10 +84,8 @@ def interleave(timed: Mapping[str, Callable[[], float]], runs: int) -> dict[str,
 
 def read_machine() -> dict[str, object]:
     """Tell what the figures were measured on, and the checkout's commit, with `-dirty` where a file was changed."""
-    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.machine(),
+        "cpu": parse_cpu(Path("/proc/cpuinfo").read_text(encoding="utf-8")) or platform.machine(),
         "cores": os.cpu_count(),
         "memory_mib": int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1]) // 1024,
         "kernel": platform.release(),
@@ -101,9 +99,19 @@ def read_machine() -> dict[str, object]:
     }
 
 
-def tell_machine() -> None:
-    """Print it."""
-    print("\n".join(f"{name}: {value}" for name, value in read_machine().items()), flush=True)
+def parse_cpu(cpuinfo: str) -> str:
+    """Tell the first CPU by all that /proc/cpuinfo says of its kind: some hosts tell guests no more than a brand."""
+    fields = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())]
+    first = dict(reversed(fields))
+    numbers = ", ".join(f"{key} {first[key]}" for key in ("cpu family", "model", "stepping") if key in first)
+    return first.get("model name", "") + (f" ({numbers})" if numbers else "")
+
+
+def tell_machine() -> Mapping[str, object]:
+    """Print and return it."""
+    machine = read_machine()
+    print("\n".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    return machine
 
 
 def _first_line(*command: str) -> str:

@@ -43,11 +43,13 @@ class PayloadGuest:
     """One guest: what fills its memory, in MiB, and what it does to it afterwards.
 
     `common_mib` pages are equal in all guests of the same `image`, `own_mib` pages only in those of the same `seed`.
-    `slow_mib_per_s` 0 fills as fast as the machine can. `hotplug_mib` is the room for memory devices, 0 none.
-    With `balloon` it answers libvirt's requests (and so sends events), but gives no memory back; with `chatters` it
-    reports another size all the time, and an event comes every second. `drift_mib` of its own pages become equal in all
-    guests within `drift_s`, beginning `drift_after_s` after it has settled, and as many of the next ones beginning
-    `drift_again_s` after it has. With `is_shared` others may map its memory, as virtiofs and vhost-user need it.
+    `slow_mib_per_s` 0 fills as fast as the machine can. Growing begins `grow_after_s` after it has settled, with
+    `grow_zero_mib` of zero pages, then its own (simulated: at once, its own), and ends when memory is full.
+    `hotplug_mib` is the room for memory devices, 0 none. With `balloon` it answers libvirt's requests (and so sends
+    events), but gives no memory back; with `chatters` it reports another size all the time, and an event comes every
+    second. `drift_mib` of its own pages become equal in all guests within `drift_s`, beginning `drift_after_s` after it
+    has settled, and as many of the next ones beginning `drift_again_s` after it has. With `is_shared` others may map
+    its memory, as virtiofs and vhost-user need it.
     Raises ValueError when the content does not fit into the memory.
     """
 
@@ -62,6 +64,8 @@ class PayloadGuest:
     rewrite_common_per_s: int = 0
     slow_mib_per_s: int = 0
     grow_mib_per_min: int = 0
+    grow_after_s: int = 0
+    grow_zero_mib: int = 0
     reboot_after_s: int = 0
     off_after_s: int = 0
     nosharepages: bool = False
@@ -103,6 +107,8 @@ class PayloadGuest:
             "rewrite": self.rewrite_per_s,
             "rewrite_common": self.rewrite_common_per_s,
             "grow": self.grow_mib_per_min,
+            "grow_after": self.grow_after_s,
+            "grow_zero": self.grow_zero_mib,
             "reboot_after": self.reboot_after_s,
             "off_after": self.off_after_s,
             "balloon": 2 if self.chatters else int(self.balloon),

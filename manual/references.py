@@ -33,18 +33,19 @@ def checks_list() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
-    """A number of the adaptive law; `value` as the source has it, `meaning` its docstring, or empty."""
+    """A number of the adaptive law; `value` as the source has it, `source` and `meaning` of its docstring, or empty."""
 
     module: str
-    names: tuple[str, ...]
+    name: str
     value: str
+    unit: str
+    source: str
     meaning: str
 
 
 def constants() -> Iterator[Constant]:
-    """Yield the module-level constants of the adaptive law that are numbers, or have some, in reading order."""
-    package = PROJECT / "virtksm"
-    for path in [*sorted(package.glob("policy/adaptive/*.py")), package / "agent" / "dirty_rates.py"]:
+    """Yield the module-level constants of the adaptive law that are numbers, or have some, by module."""
+    for path in sorted(law_files(), key=_module):
         body = ast.parse(path.read_text(encoding="utf-8")).body
         for node, after in pairwise([*body, ast.Pass()]):
             if isinstance(node, ast.Assign):
@@ -53,21 +54,38 @@ def constants() -> Iterator[Constant]:
                 targets = [node.target]
             else:
                 continue
-            names = tuple(one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+            names = [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
             if not (node.value and _has_number(node.value) and all(name.isupper() for name in names)):
                 continue
             has_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            meaning = " ".join(ast.literal_eval(ast.unparse(after)).split()) if has_text else ""
-            module = path.parent.name if path.stem == "__init__" else path.stem
-            yield Constant(module=module, names=names, value=ast.unparse(node.value), meaning=meaning)
+            source, meaning = _source_and_meaning(ast.literal_eval(ast.unparse(after)) if has_text else "")
+            values = node.value.elts if isinstance(node.value, ast.Tuple) and len(names) > 1 else [node.value]
+            for name, value in zip(names, values, strict=True):
+                yield Constant(
+                    module=_module(path),
+                    name=name,
+                    value=_shown(value),
+                    unit=_unit(name, value),
+                    source=source,
+                    meaning=meaning if name == names[0] else f"See `{names[0]}`.",
+                )
+
+
+def law_files() -> list[Path]:
+    """Return the files whose numbers are the adaptive law's: the policy, and what asks and measures for it."""
+    package = PROJECT / "virtksm"
+    others = ("tuning/cycle.py", "agent/dirty_rates.py", "agent/merged_memory.py")
+    return [*package.glob("policy/adaptive/*.py"), *(package / name for name in others)]
 
 
 def constants_list() -> str:
-    """Return every number of the adaptive law, with its unit, reason and source as its docstring has them."""
-    return "".join(
-        f"- `{one.module}.{', '.join(one.names)} = {one.value}`: {one.meaning.replace(' (chosen).', '.')}\n"
-        for one in constants()
-    )
+    """Return a table of every number of the adaptive law."""
+    rows = [
+        ("constant", "value", "unit", "source", "meaning"),
+        ("---",) * 5,
+        *((f"`{one.module}.{one.name}`", f"`{one.value}`", one.unit, one.source, one.meaning) for one in constants()),
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 LISTS: dict[str, tuple[str, Callable[[], str]]] = {
@@ -92,6 +110,38 @@ def rewritten() -> Iterator[tuple[Path, str]]:
         path = DOCS / document
         yield path, filled(path.read_text(encoding="utf-8"), name, make())
     yield DOCS / "json-schema.json", json_schema()
+
+
+UNITS = {"_S": "s", "_MS": "ms", "_KIB": "KiB", "_PERCENT": "%", "_PAGES": "pages", "_SCANS": "full scans"}
+"""By the end of a constant's name."""
+SOURCE = re.compile(r" \(((?:chosen|measured|reported|kernel|libvirt)\b[^)]*)\)")
+
+
+def _module(path: Path) -> str:
+    return path.parent.name if path.stem == "__init__" else path.stem
+
+
+def _unit(name: str, value: ast.expr) -> str:
+    """Return a constant's unit: by its name, else a ratio if it is a fraction, else a count."""
+    named = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
+    is_whole = all(isinstance(one.value, int) for one in ast.walk(value) if isinstance(one, ast.Constant))
+    has_quotient = any(isinstance(one, ast.Div) for one in ast.walk(value))
+    return named or ("count" if is_whole and not has_quotient else "ratio")
+
+
+def _shown(value: ast.expr) -> str:
+    """Write a value as the source does, but one by cases by their names."""
+    if not isinstance(value, ast.Dict):
+        return ast.unparse(value)
+    cases = [one.attr.lower() for one in value.keys if isinstance(one, ast.Attribute)]
+    return ", ".join(f"{case} {ast.unparse(one)}" for case, one in zip(cases, value.values, strict=True))
+
+
+def _source_and_meaning(docstring: str) -> tuple[str, str]:
+    """Return a docstring's first bracket that says where the number is from, and the rest."""
+    text = " ".join(docstring.split())
+    found = SOURCE.search(text)
+    return (found[1] if found else ""), SOURCE.sub("", text, count=1)
 
 
 def _has_number(value: ast.expr) -> bool:

@@ -64,6 +64,7 @@ class FakeHypervisor:
     """What a guest's measurement will find; without it, it has ended."""
     measuring: dict[str, int] = field(default_factory=dict)
     """The guests being measured, and for how many seconds."""
+    ever_measured: set[str] = field(default_factory=set)
     read_bytes: dict[str, int] = field(default_factory=dict)
     """What guests have read from disk; without it, a guest has no disk."""
     calls: list[dict[str, int]] = field(default_factory=list)
@@ -124,9 +125,10 @@ class FakeHypervisor:
         if uuid in self.measuring:
             raise SensingFailed("the dirty rate is already being measured")
         self.measuring[uuid] = seconds
+        self.ever_measured.add(uuid)
 
     def dirty_rate(self, uuid: str) -> int | None:
-        return None if uuid in self.measuring else self.dirty_mib_per_s.get(uuid)
+        return self.dirty_mib_per_s.get(uuid) if uuid in self.ever_measured - self.measuring.keys() else None
 
     def disk_reads(self, uuid: str) -> int | None:
         if uuid not in self.xml:

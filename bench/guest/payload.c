@@ -10,7 +10,8 @@
  *   slow=MiB                      fill at so many MiB a second (default: as fast as it can)
  *   rewrite=N                     once settled, rewrite N own pages a second with fresh content, for ever
  *   rewrite_common=N              the same with common pages: new content, but the same in every guest
- *   grow=MiB                      once settled, add so much own memory a minute until memory is full
+ *   grow=MiB                      once settled, add so much memory a minute until memory is full: grow_zero= MiB of
+ *   grow_after=S grow_zero=MiB    zero pages, then own ones, beginning grow_after= seconds after settling
  *   drift=MiB drift_s=S           once settled, after drift_after= and again after drift_again= seconds (0: never again),
  *   drift_after=S drift_again=S   replace so many own pages, in turn, within S seconds, by what all guests have
  *   balloon=1                     answer virtio balloon requests, so that libvirt sends balloon events; the
@@ -230,12 +231,12 @@ static struct option { const char *name; u32 most, value; } options[] = {
     {"common", 4095, 0}, {"zero", 4095, 0}, {"own", 4095, 0}, {"seed", 0xffffffff, 0}, {"slow", 100000, 0},
     {"rewrite", 1000000, 0}, {"rewrite_common", 1000000, 0}, {"grow", 100000, 0},
     {"reboot_after", 1000000, 0}, {"off_after", 1000000, 0}, {"image", 0xffffffff, 0},
-    {"balloon", 2, 0}, {"drift", 4095, 0}, {"drift_s", 1000000, 0}, {"drift_after", 1000000, 0},
-    {"drift_again", 1000000, 0},
+    {"balloon", 2, 0}, {"grow_after", 1000000, 0}, {"grow_zero", 4095, 0}, {"drift", 4095, 0},
+    {"drift_s", 1000000, 0}, {"drift_after", 1000000, 0}, {"drift_again", 1000000, 0},
 };
 enum {
     O_COMMON, O_ZERO, O_OWN, O_SEED, O_SLOW, O_REWRITE, O_REWRITE_COMMON, O_GROW, O_REBOOT, O_OFF, O_IMAGE,
-    O_BALLOON, O_DRIFT, O_DRIFT_S, O_DRIFT_AFTER, O_DRIFT_AGAIN, O_ALL
+    O_BALLOON, O_GROW_AFTER, O_GROW_ZERO, O_DRIFT, O_DRIFT_S, O_DRIFT_AFTER, O_DRIFT_AGAIN, O_ALL
 };
 
 /* Length of `prefix` if `text` begins with it, else 0. */
@@ -331,9 +332,13 @@ static void __attribute__((noreturn)) live(u32 common, u32 own_from, u32 own, u3
             u32 generation = (u32)divide(drifted, own, &index) + 1;
             write_page(own_from + index, DRIFTED, 0, index, generation);
         }
-        u64 full = divide(ms * value(O_GROW) * PAGES_PER_MIB, 60000, 0);
+        u64 grows_at = value(O_GROW_AFTER) * 1000ull, growing = ms < grows_at ? 0 : ms - grows_at;
+        u64 full = divide(growing * value(O_GROW) * PAGES_PER_MIB, 60000, 0);
         for (; grown < full && grown < room; grown++)
-            write_page(own_from + own + grown, OWN, value(O_SEED), own + grown, 0);
+            if (grown < value(O_GROW_ZERO) * PAGES_PER_MIB)
+                zero_page(own_from + own + grown);
+            else
+                write_page(own_from + own + grown, OWN, value(O_SEED), own + grown, 0);
         if (balloon && value(O_BALLOON) == 2)
             chatter(balloon, ms);
         else if (balloon)

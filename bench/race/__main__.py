@@ -84,11 +84,11 @@ def run_all(ground: Ground, work: Work, contenders: Sequence[str], failures: lis
     return runs
 
 
-def tell_work(work: Work, runs: list[Run], folder: Path) -> bool:
+def tell_work(work: Work, runs: list[Run], folder: Path, machine: Mapping[str, object]) -> bool:
     """Print and keep a work's table, draw its picture; return whether no goal is missed."""
     results = measure_work(runs, simulate_check_scans(work))
     goals, left_out = judge_work(work.name, results)
-    report = write_work(work, results, goals, left_out)
+    report = write_work(work, results, goals, left_out, machine)
     print(f"\n{report}", flush=True)
     (folder / f"{work.name}.md").write_text(report, encoding="utf-8")
     draw_work(work, runs, folder / f"{work.name}.svg")
@@ -119,13 +119,13 @@ def main(arguments: list[str]) -> int:
         if "linux" in options.works:
             build_linux_guest()
         folder.mkdir(parents=True, exist_ok=True)
-        tell_machine()
+        machine = tell_machine()
         all_met = True
         for work in works:
             with private_libvirtd(huge_pages=work.huge_pages) as libvirtd:
                 runs = run_all(Ground(libvirtd), work, options.contenders, failures)
             if runs:
-                all_met &= tell_work(work, runs, folder)
+                all_met &= tell_work(work, runs, folder, machine)
     except (LibvirtdFailed, LinuxGuestUnbuilt) as error:
         print(f"script/bench race: {error}", file=sys.stderr)
         return 2

@@ -10,8 +10,11 @@ Pure: runs in, figures out. Definitions, the same for every contender:
   runs of less than 300 s: for a tenth of the run);
 - at rest: the 120 s after that; the last 120 s, if ksmd never idles (in runs of less than 300 s: two fifths of the
   run);
-- used: what guests hold resident, less what they share, 10 s after the last guest's settling, and at the end. What a
-  run with KSM off uses more came free, zero pages of split huge pages included, which no counter of KSM's tells;
+- the neighbour: the median at rest; p95 and p99 (nearest-rank) of the pieces begun while ksmd is not idle, settling
+  guests included;
+- used: what guests hold resident, less what they share, 10 s after the last guest's settling, 10 s after the last
+  change or growth of a work that has any, and at the end. What a run with KSM off uses more came free, zero pages of
+  split huge pages included, which no counter of KSM's tells;
 - over the hour: the run's CPU, the rest of the hour at the mean at rest, and what comes later (the policy adaptive's
   check scans, simulated); savings as the run holds them.
 """
@@ -22,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from bench.figures import percentile
 from bench.race.contenders import read_backlog_mib
 from bench.race.run import Run, Sample
 from bench.race.works import Work
@@ -71,11 +75,14 @@ class Figures:
     saved_mib_s_per_cpu_s: float
     merges: int | None
     neighbour_rest_ms: float | None
+    neighbour_p95_ms: float | None
+    neighbour_p99_ms: float | None
     lag_share: float | None
     late_lag_share: float | None
     min_merge_ratio: float | None
     backlog_mib: float | None
     used_mib: float
+    used_changed_mib: float | None
     used_at_end_mib: float
     told_mib: float | None
 
@@ -107,6 +114,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
     hour_cpu_s = cpu_s + left_s * rest_share + later_cpu_s
     saved_page_s = sum(one.pages_sharing * (later.at_s - one.at_s) for one, later in pairwise(samples))
     saved_mib_s = (saved_page_s + left_s * samples[-1].pages_sharing) / PAGES_PER_MIB
+    scanning_ms = [ms for at_s, ms in run.neighbour if not sample_at(samples, at_s).is_idle]
     at_rest_ms = [ms for at_s, ms in run.neighbour if rest_from_s <= at_s < rest_until_s]
     numbers = [decision["numbers"] for decision in run.decisions]
     return Figures(
@@ -122,11 +130,14 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         saved_mib_s_per_cpu_s=saved_mib_s / hour_cpu_s if hour_cpu_s > 0 else 0.0,
         merges=count_merges(run),
         neighbour_rest_ms=statistics.median(at_rest_ms) if at_rest_ms else None,
+        neighbour_p95_ms=percentile(scanning_ms, 95) if scanning_ms else None,
+        neighbour_p99_ms=percentile(scanning_ms, 99) if scanning_ms else None,
         lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, 0.0),
         late_lag_share=None if flat is None else worst_lag_share(run, flat, final_pages, settled_s + LATE_LAG_S),
         min_merge_ratio=min((one["merge_ratio"] for one in numbers), default=None),
         backlog_mib=read_backlog_mib(numbers[-1]) if numbers else None,
-        used_mib=sample_at(samples, settled_s + USED_S).used_mib,
+        used_mib=sample_at(samples, run.last_settled_s + USED_S).used_mib,
+        used_changed_mib=sample_at(samples, settled_s + USED_S).used_mib if run.work.changes_s else None,
         used_at_end_mib=samples[-1].used_mib,
         told_mib=run.told_mib,
     )

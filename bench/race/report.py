@@ -19,6 +19,7 @@ from demo.guests import PAGES_PER_MIB
 COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
     ("saved MiB", lambda run: run.held_mib, 0),
     (f"used MiB after {USED_S:g} s", lambda run: run.used_mib, 0),
+    ("after a change", lambda run: run.used_changed_mib, 0),
     ("at the end", lambda run: run.used_at_end_mib, 0),
     ("90 % after s", lambda run: run.until_most_s, 1),
     ("ksmd-s until then", lambda run: run.cpu_until_most_s, 1),
@@ -30,6 +31,8 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
     ("saved MiB-s per ksmd-s", lambda run: run.saved_mib_s_per_cpu_s, 0),
     ("merges", lambda run: run.merges, 0),
     ("neighbour at rest ms", lambda run: run.neighbour_rest_ms, 2),
+    ("while ksmd scans p95", lambda run: run.neighbour_p95_ms, 1),
+    ("p99", lambda run: run.neighbour_p99_ms, 1),
     ("behind flat out, at worst", lambda run: run.lag_share, 3),
     (f"from {LATE_LAG_S:g} s on", lambda run: run.late_lag_share, 3),
 )
@@ -47,8 +50,10 @@ COLOURS: Mapping[str, str] = {
 """Of whom a picture shows, in this order: all but the run with KSM off."""
 
 
-def write_work(work: Work, results: Results, goals: Iterable[Goal], left_out: Iterable[str]) -> str:
-    """Write one work's part."""
+def write_work(
+    work: Work, results: Results, goals: Iterable[Goal], left_out: Iterable[str], machine: Mapping[str, object]
+) -> str:
+    """Write one work's part; `machine` is that of bench.figures."""
     rows = [
         ["contender", *(head for head, _, _ in COLUMNS)],
         ["---"] * (len(COLUMNS) + 1),
@@ -56,6 +61,7 @@ def write_work(work: Work, results: Results, goals: Iterable[Goal], left_out: It
     ]
     lines = [
         *(f"## {work.name}", "", f"{work.title}. {work.length_s:g} s.", ""),
+        *(", ".join(f"{name} {value}" for name, value in machine.items()) + ".", ""),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
         *(f"- {goal.line()}" for goal in goals),

@@ -51,6 +51,13 @@ def test_a_guest_holds_the_pages_that_its_command_line_says_rewrites_them_and_gr
     grows = guest(PayloadGuest(name="grow", memory_mib=16, own_mib=1, seed=4, grow_mib_per_min=240))
     wait_until(lambda: all(any(page) for page in pages_of(grows, 13)), HANG_S, "13 MiB to fill")
     assert grows.domain.isActive() == 1
+    later = PayloadGuest(
+        name="later", memory_mib=16, own_mib=1, seed=4, grow_mib_per_min=240, grow_after_s=1, grow_zero_mib=5
+    )
+    grown = guest(later)
+    wait_until(lambda: any(pages_of(grown, 13)[-1]), HANG_S, "the last of 13 MiB")
+    kinds = Counter(page_identity(page)[2:] if any(page) else "zero" for page in pages_of(grown, 13))
+    assert kinds == {(4, OWN): 8 * PAGES_PER_MIB, "zero": 5 * PAGES_PER_MIB}
 
 
 def test_what_drifts_is_equal_in_all_guests_and_goes_on_in_turn(guest: GuestFactory) -> None:

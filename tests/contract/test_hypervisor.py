@@ -11,7 +11,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from demo.guests import PayloadGuest, memory_device_xml
+from demo.guests import PAGES_PER_MIB, PayloadGuest, memory_device_xml
 from tests.fakes import FakeHypervisor
 from tests.lab.fixtures import GuestFactory
 from tests.lab.hang import HANG_S
@@ -44,6 +44,8 @@ class Host:
     end_guest: Callable[[str], None]
     start_from_disk: Callable[[str], None]
     """Start a guest whose firmware reads the first sector of its disk, and finds nothing there."""
+    await_dirty_rate: Callable[[str], None]
+    """Wait until a guest's measurement is over."""
 
 
 def fake_host() -> Host:
@@ -59,12 +61,13 @@ def fake_host() -> Host:
         name = spec.name
         uuid, domain_id, max_kib = f"uuid of {name}", len(fake.running) + 1, 16 * 1024
         fake.xml[uuid] = spec.domain_xml(Path("/payload"), None)
+        fake.dirty_mib_per_s[uuid] = spec.rewrite_per_s // PAGES_PER_MIB
         fake.running += (Guest(uuid=uuid, name=name, domain_id=domain_id, max_kib=max_kib),)
         fake.measured += (Guest(uuid=uuid, name=name, domain_id=domain_id, rss_kib=24 * 1024, max_kib=max_kib),)
 
     def end_guest(name: str) -> None:
         fake.running = tuple(guest for guest in fake.running if guest.name != name)
-        del fake.xml[f"uuid of {name}"]
+        del fake.xml[f"uuid of {name}"], fake.dirty_mib_per_s[f"uuid of {name}"]
 
     def start_from_disk(name: str) -> None:
         start_guest(small(name))
@@ -74,6 +77,7 @@ def fake_host() -> Host:
         hypervisor=fake,
         descriptions=fake,
         measures=fake,
+        await_dirty_rate=lambda uuid: void(fake.measuring.pop(uuid)),
         kernel=lambda name: fake.values[name],
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
@@ -101,10 +105,15 @@ def real_host(ksm: Ksm, connection: libvirt.virConnect, guest: GuestFactory, sta
         stack.callback(connection.createXML(xml).destroy)
 
     host = LibvirtHost(connection)
+
+    def await_dirty_rate(uuid: str) -> None:
+        wait_until(lambda: host.dirty_rate(uuid) is not None, HANG_S, "a dirty rate to be measured")
+
     return Host(
         hypervisor=host,
         descriptions=host,
         measures=host,
+        await_dirty_rate=await_dirty_rate,
         kernel=ksm.read,
         switch_advisor_on=switch_advisor_on,
         share_pages=share_pages,
@@ -235,10 +244,26 @@ def test_what_a_guest_reads_from_disk_is_told_and_nothing_without_a_disk(host: H
     uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
     wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, HANG_S, "a sector to be read")
     assert host.measures.disk_reads(uuids["none"]) is None
-    assert host.measures.dirty_rate(uuids["none"]) is None
     host.end_guest("none")
     with pytest.raises(GuestVanished):
         host.measures.disk_reads(uuids["none"])
+
+
+def test_how_fast_a_guest_s_memory_changes_is_told_once_measured_and_nothing_before(host: Host) -> None:
+    host.start_guest(small("still"))
+    host.start_guest(PayloadGuest(name="busy", memory_mib=64, own_mib=56, rewrite_per_s=20_000))
+    uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
+    rates = {}
+    for name, uuid in uuids.items():
+        assert host.measures.dirty_rate(uuid) is None, "it never was"
+        host.measures.start_dirty_rate(uuid, 1)
+        host.await_dirty_rate(uuid)
+        rates[name] = host.measures.dirty_rate(uuid)
+    assert rates["still"] == 0
+    assert 0 < (rates["busy"] or 0) <= 100, "MiB a second, of 64 MiB"
+    host.end_guest("busy")
+    with pytest.raises(GuestVanished):
+        host.measures.start_dirty_rate(uuids["busy"], 1)
 
 
 def test_guests_on_chains_that_libvirt_writes_are_of_their_innermost_image() -> None:

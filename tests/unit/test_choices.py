@@ -65,6 +65,17 @@ def test_a_guest_that_rewrites_no_more_merges_again_unless_it_is_private() -> No
     assert find_steps(seen, {VAULT.uuid: THEIRS}, [], is_enforced=True) == ()
 
 
+def test_while_no_policy_says_who_rewrites_none_is_taken_out_or_let_in_for_it() -> None:
+    seen = [Seen(VAULT, PLAIN, "1/1")]
+    for choice in (None, OUT, replace(OUT, is_done=False), replace(OUT, merge=True)):
+        choices = {} if choice is None else {VAULT.uuid: choice}
+        assert find_steps(seen, choices, [], is_enforced=True, rewriters=None) == ()
+        (step,) = find_steps(seen, choices, ["vault"], is_enforced=True, rewriters=None)
+        assert (step.merge, step.why) == (False, PRIVATE), "private_enforce is the administrator's word"
+    (step,) = find_steps(seen, {VAULT.uuid: OURS}, [], is_enforced=True, rewriters=None)
+    assert (step.merge, step.why) == (True, PRIVATE)
+
+
 @pytest.mark.parametrize(
     ("xml", "patterns", "choice", "merge"),
     [

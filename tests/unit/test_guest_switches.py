@@ -189,7 +189,12 @@ async def test_a_guest_that_rewrites_is_unmerged_and_merges_again_by_the_policys
     assert (bench.sets, bench.unmerged) == ([("loud", False)], {loud.key})
     bench.restart()
     await bench.settle()
-    assert bench.sets == [("loud", True)], "an agent that starts with none named"
+    bench.part.follow(None)
+    await bench.settle()
+    assert bench.sets == [], "until a policy names those that rewrite, and while it only observes"
+    bench.part.follow(())
+    await bench.settle()
+    assert bench.sets == [("loud", True)]
     bench.part.follow((loud.key, tenant.key))
     bench.configuration.in_force = ENFORCED
     await bench.settle()
@@ -218,7 +223,7 @@ def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_wh
     for report, config in ((named, Config()), (paused, Config()), (named, Config(policy="observe")), (told, Config())):
         listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
         found.append(listeners.switches.rewriters)
-    assert found == [("uuid of loud/1",), ("uuid of loud/1",), (), ()]
+    assert found == [("uuid of loud/1",), ("uuid of loud/1",), None, ()]
 
 
 async def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:

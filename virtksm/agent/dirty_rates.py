@@ -23,7 +23,7 @@ from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
 
 MEASURE_S = 60
-"""Between the two samples: libvirt's longest."""
+"""Between the two samples (libvirt: its longest)."""
 PACE_S = 0.5
 """From one guest to the next (chosen)."""
 RETRY_S = 600.0

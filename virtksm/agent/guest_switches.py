@@ -116,10 +116,10 @@ class GuestSwitches:
     """The choices of the runs that go on, by UUID."""
     troubles: dict[str, Trouble] = field(default_factory=dict)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
-    rewriters: tuple[str, ...] = ()
-    """The guests (`Guest.key`) that the policy takes out."""
+    rewriters: tuple[str, ...] | None = None
+    """The guests (`Guest.key`) that the policy takes out; None while it has not said so: those out stay out."""
 
-    def follow(self, rewriters: tuple[str, ...]) -> None:
+    def follow(self, rewriters: tuple[str, ...] | None) -> None:
         if rewriters != self.rewriters:
             self.rewriters = rewriters
             self.seen.set()
@@ -227,7 +227,11 @@ class GuestSwitches:
 
 
 def _find(
-    here: ThisHost, running: Sequence[Guest], known: Mapping[str, GuestXml], config: Config, rewriters: Collection[str]
+    here: ThisHost,
+    running: Sequence[Guest],
+    known: Mapping[str, GuestXml],
+    config: Config,
+    rewriters: Collection[str] | None,
 ) -> Found:
     """Read the choices, and the processes of the guests that they concern; forget those of runs that ended. Blocks."""
     entries, is_enforced = here.choices.read(), config.private_enforce == "unmerge"
@@ -237,7 +241,7 @@ def _find(
         if guest.uuid in entries
         or (
             guest.key in known
-            and (guest.key in rewriters or (is_enforced and is_private(guest, xml, config.private_guests)))
+            and (guest.key in (rewriters or ()) or (is_enforced and is_private(guest, xml, config.private_guests)))
         )
     ]
     facts = here.make_facts()

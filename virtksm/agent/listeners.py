@@ -96,6 +96,6 @@ class Listeners:
             self.switches.see(again=True)
         guests, decision = done.report.snapshot.guests, done.report.decision
         if done.report.paused is None:  # else the policy was not asked
-            self.switches.follow(() if done.config.only_observes else decision.rewriters)
+            self.switches.follow(None if done.config.only_observes else decision.rewriters)
         self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
         self.merged.see(guests, is_wanted=decision.wants_merged)

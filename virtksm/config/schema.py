@@ -236,8 +236,8 @@ class Config(NamedTuple):
     )
     private_enforce: Literal["report", "unmerge"] = key(
         "report",
-        "What the agent does with a private guest that can merge: name it, or also unmerge it while it runs, by QEMU's "
-        "monitor (docs/guide.md).",
+        "What the agent does with a private guest that can merge, whatever the policy: name it, or also unmerge it "
+        "while it runs, by QEMU's monitor (docs/guide.md).",
         "libvirt marks a guest that was unmerged as tainted, and the right to do it is as good as root over the guest.",
         choices=("report", "unmerge"),
     )

@@ -86,16 +86,19 @@ def find_steps(
     patterns: Sequence[str],
     *,
     is_enforced: bool,
-    rewriters: Collection[str] = (),
+    rewriters: Collection[str] | None = (),
 ) -> tuple[Step, ...]:
-    """Return the switches to make, those that unmerge first; `choices` are by UUID, `rewriters` by `Guest.key`."""
+    """Return the switches to make, those that unmerge first; `choices` are by UUID, `rewriters` by `Guest.key`.
+
+    Where `rewriters` is None, none is taken out, and none let in.
+    """
     steps = []
     for guest, xml, process in seen:
         choice = choices.get(guest.uuid)
         if choice is not None and choice.process != process:
             choice = None  # an earlier run's
         private = is_private(guest, xml, patterns)
-        why = PRIVATE if is_enforced and private else REWRITES if guest.key in rewriters else None
+        why = PRIVATE if is_enforced and private else REWRITES if guest.key in (rewriters or ()) else None
         if any(one.is_lasting for one in find_obstacles(xml)):
             why = None
         is_theirs = choice is not None and choice.by_command and (choice.merge or why is None)
@@ -106,7 +109,7 @@ def find_steps(
             has_grown = choice is not None and choice.memory_kib != xml.memory_kib and xml is not UNKNOWN
             if has_grown or not is_so:
                 steps.append(Step(guest, process, merge=False, why=why, memory_kib=xml.memory_kib, choice=choice))
-        elif choice is not None:
+        elif choice is not None and not (rewriters is None and choice.why == REWRITES):
             steps.append(Step(guest, process, merge=True, why=choice.why, memory_kib=xml.memory_kib, choice=choice))
     return tuple(sorted(steps, key=lambda step: step.merge))
 

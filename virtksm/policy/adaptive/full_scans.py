@@ -40,16 +40,16 @@ FED_SLEEPS_MS = (60_000, 60_001)
 MIN_BATCH_KIB = 4000
 """The smallest batch, some 7 ms (chosen)."""
 MIN_STILL_S = 0.1
-"""A batch is over when ksmd stands still for ten ticks (USER_HZ)."""
+"""A batch is over when ksmd stands still for ten ticks (kernel: USER_HZ)."""
 
 MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds of a page's cost."""
+"""Bounds of a page's cost (chosen)."""
 MAX_MORE_FULL_SCANS = 13
-"""Full scans until equal pages have met, if ever (docs/policies.md)."""
+"""Full scans until equal pages have met, if ever (kernel: skip_age)."""
 MIN_COST_SHARE = 0.25
 """A full scan's least cost, of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
-"""How often smart_scan visits an old page (mm/ksm.c: skip_age)."""
+"""How often smart_scan visits an old page (kernel: skip_age)."""
 NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S = 120.0

@@ -19,9 +19,9 @@ from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
 from virtksm.values import EMPTY, replace
 
 NEGLIGIBLE = 256
-"""Less than this fraction of the memory is no backlog yet (chosen)."""
+"""What is so many times less than the memory is no backlog yet (chosen)."""
 MIN_WAIT_S = 0.25
-"""No pass is asked for sooner (as coalesce_ms by default)."""
+"""No pass is asked for sooner (chosen: coalesce_ms by default)."""
 PRICES: Mapping[Growth, float] = {Growth.COMING: 0.1, Growth.STEADY: 1.0, Growth.SETTLED: 10.0}
 """Seconds of ksmd's that saving all memory for a second is worth, by growth (chosen)."""
 PRESSING = 9.0
