@@ -112,7 +112,15 @@ def rewritten() -> Iterator[tuple[Path, str]]:
     yield DOCS / "json-schema.json", json_schema()
 
 
-UNITS = {"_S": "s", "_MS": "ms", "_KIB": "KiB", "_PERCENT": "%", "_PAGES": "pages", "_SCANS": "full scans"}
+UNITS = {
+    "_S_PER_KIB": "s/KiB",
+    "_S": "s",
+    "_MS": "ms",
+    "_KIB": "KiB",
+    "_PERCENT": "%",
+    "_PAGES": "pages",
+    "_SCANS": "full scans",
+}
 """By the end of a constant's name."""
 SOURCE = re.compile(r" \(((?:chosen|measured|reported|kernel|libvirt)\b[^)]*)\)")
 

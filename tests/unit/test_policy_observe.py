@@ -49,12 +49,14 @@ def test_a_full_scan_is_due_until_the_kernel_has_made_one_which_counts_and_teach
         "would begin a full scan of 2.0 GiB: 2.0 GiB are not scanned yet, and 1.0 GiB of that are expected to merge"
     )
     assert (due.target.pages_to_scan or 0) > 1000
-    still, state = decide_all(ALWAYS, *(scanned_by_others(at_s) for at_s in (100, 10_000, 100_000)), state=state)
+    still, state = decide_all(ALWAYS, *(scanned_by_others(at_s) for at_s in (100, 1000, 2000)), state=state)
     assert still.reason.rule == "full_scan", "nobody scans, and it is not given up"
     known = {"pages_shared": 100, "pages_sharing": 200_000, "pages_unshared": 324_188}
-    second, state = decide_all(ALWAYS, scanned_by_others(100_100, full_scans=2, **known), state=state)
+    second, state = decide_all(
+        ALWAYS, scanned_by_others(2100, full_scans=2, ksmd_cpu_seconds=20.0, **known), state=state
+    )
     assert (second.reason.rule, state.backlog.scanned_once_kib) == ("full_scan", 2 * GIB)
-    idle, state = decide_all(ALWAYS, scanned_by_others(100_200, full_scans=4, **known), state=state)
+    idle, state = decide_all(ALWAYS, scanned_by_others(2200, full_scans=4, ksmd_cpu_seconds=40.0, **known), state=state)
     assert (idle.reason.rule, idle.reason.text) == ("idle", "would let ksmd idle: all 2.0 GiB scanned")
     assert state.backlog.due_kib == 0
     assert sum(state.learned.pair.values()) == 2 * GIB

@@ -24,6 +24,8 @@ OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
 """Unmeasured memory changes once in so long (chosen)."""
+QUIET_S = 7 * BLIND_S
+"""So does memory that was measured, as libvirt tells no less than 1 MiB a second (chosen)."""
 UNSEEN_SHARE = 1 / 64
 """Unseen other processes hold this share of memory (chosen)."""
 
@@ -64,10 +66,9 @@ def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[flo
     unseen_kib_per_s = unseen_kib * lone / BLIND_S
     for guest in snapshot.guests:
         if guest.dirty_kib_per_s is not None and (one := found.get(key := CHANGED + guest.key)) is not None:
-            kib_per_s, kib = one
-            found[key] = guest.dirty_kib_per_s, kib
-            unseen_kib_per_s += max(kib_per_s - guest.dirty_kib_per_s, 0.0)
-            unseen_kib += kib
+            found[key] = guest.dirty_kib_per_s, one[1]
+            unseen_kib_per_s += max(one[1] * lone / QUIET_S - guest.dirty_kib_per_s, 0.0)
+            unseen_kib += one[1]
     return found | {UNSEEN: (unseen_kib_per_s, unseen_kib)} if unseen_kib else found
 
 

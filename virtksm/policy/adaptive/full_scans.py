@@ -52,8 +52,10 @@ RARELY_VISITED = 1 / 9
 """How often smart_scan visits an old page (kernel: skip_age)."""
 NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
-STALLED_S = 120.0
-"""A full scan is given up after so long, and ten times its estimate (chosen)."""
+STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
+"""A full scan is given up after so long, and so many times its estimate (chosen)."""
+EMPTY_CPU = 2.0
+"""A ksmd that has found no page is given so many times the CPU time that it has taken (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -242,7 +244,7 @@ def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: Ful
     """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * page_cost_s(snapshot, state))
-    return max(STALLED_S, 10 * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
+    return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
 def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
@@ -257,7 +259,7 @@ def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
     scanned = _difference(began.pages_scanned, now.pages_scanned)
     if scanned or now.full_scans != began.full_scans or known_kib(snapshot):
         return None
-    return max(BATCH_S, 2 * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
+    return max(BATCH_S, EMPTY_CPU * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:

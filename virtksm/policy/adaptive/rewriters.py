@@ -23,6 +23,8 @@ from virtksm.values import EMPTY, replace
 
 REPEATS = 3
 """Rests in a row after which a rewriter is taken out (chosen)."""
+MOST = 0.5
+"""It has lost, or holds again, more than this share of what had merged (chosen)."""
 OUT_S = 24 * 3600.0
 """A rewriter is out for so long (chosen)."""
 
@@ -62,7 +64,7 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
 
 def _hold(one: Watched, mapped_kib: int, rest_s: float) -> Watched:
     """Note whether a guest that has lost nothing in this rest holds most of what it lost before: since it rests."""
-    if mapped_kib * 2 < one.lost_kib:
+    if mapped_kib < one.lost_kib * MOST:
         return replace(one, held_s=None)
     return one if one.held_s is not None else replace(one, held_s=rest_s)
 
@@ -80,7 +82,7 @@ def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
     broken_kib, lost_kib = _broken_kib(snapshot, state), {}
     for key, reading in _readings(snapshot, state) if broken_kib > _negligible_kib(snapshot, state) else ():
         kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
-        if kib * 2 > reading.counted_kib:
+        if kib > reading.counted_kib * MOST:
             lost_kib[key] = kib
     return lost_kib
 

@@ -145,7 +145,7 @@ class Scans(NamedTuple):
 class Ratio(NamedTuple):
     """The `share` of some memory that has merged and lasted, on average over the pairs of full scans before the last.
 
-    Each pair counts by how much it was for, and half as much as the next: together `kib`.
+    Each pair counts by how much it was for, and less than the next (worth.OLDER): together `kib`.
     """
 
     share: float

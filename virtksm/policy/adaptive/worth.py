@@ -36,6 +36,8 @@ MIN_MERGE_RATIO = 0.05
 """The least expected of a backlog, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
+OLDER = 0.5
+"""What a pair of full scans has taught counts so much as the next one's (chosen)."""
 MAX_IMAGES = 32
 """So many images' merge ratios are kept, the newest (chosen)."""
 CHECK_COST = 3.0
@@ -204,4 +206,4 @@ def ratio_of(learned: Learned, key: str) -> Ratio | None:
     times = max(learned.merged_kib - learned.rewritten_kib, 0) / (learned.expected_kib or inf)
     lasted = min(before.share * times, 1.0) - learned.refilled.get(key, 0) / kib
     share = before.share + (lasted - before.share) * kib / (kib + before.kib)
-    return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) / 2)
+    return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) * OLDER)
