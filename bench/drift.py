@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from bench.figures import Goal, tell_goals
+from bench.figures import Goal, tell_goals, tell_machine
 from bench.sim.driver import Event, Outcome, run_policy
 from bench.sim.host import SimHost
 from bench.steps import Drift, Start
@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="script/bench drift", description="Simulate a day of memory that changes.")
     parser.add_argument("--scale", type=float, default=1.0, help="smaller guests (%(default)s)")
     scale = parser.parse_args(arguments).scale
+    tell_machine()
     ours, still = (play(changes=changes, scale=scale) for changes in (True, False))
     waits = list(minutes_to_most(ours))
     print("minutes from each change's end until 90 % of it:", ", ".join(f"{wait:.1f}" for wait in waits))

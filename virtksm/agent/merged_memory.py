@@ -21,7 +21,7 @@ from virtksm.model.snapshot import Guest, MergedReading
 MAX_SHARE = 0.01
 """Of a core, to read what has merged (chosen)."""
 LIMIT_S = 30.0
-"""Reading a guest is given up after three times what one that hangs costs its reader (chosen)."""
+"""Reading a guest is given up after so long (chosen)."""
 REMEDY = "it takes Linux 6.7, and CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH (docs/security.md)"
 
 

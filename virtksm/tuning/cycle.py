@@ -27,8 +27,8 @@ from virtksm.tuning.sense import GuestNotes, sense, sense_settings, with_bound, 
 from virtksm.values import replace
 
 SENSE_S, SENSE_GUEST_S = 2.0, 0.01
-"""During a full scan a pass of the timer's senses guests and the host no sooner again, nor sooner than so much for each
-guest: reading the memory of 500 takes 20 ms (measured)."""
+"""In a full scan a timer's pass senses guests and the host again after so long, and so much a guest: 500 take 20 ms
+(measured)."""
 
 
 class Tenure:
