@@ -23,6 +23,10 @@ FEW = 3
 """So few times between samples do not tell which is usual."""
 
 
+MAX_SHARE = 1.5
+"""ksmd is one thread, and a pass may take a while: with more the clock was set back between two samples."""
+
+
 class CpuShare(NamedTuple):
     """The share of one core that ksmd took from `from_s` to `to_s` (1.0: all of it)."""
 
@@ -67,7 +71,8 @@ def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
                 continue
             if first.ksmd_cpu_seconds is not None and sample.ksmd_cpu_seconds is not None:
                 share = (sample.ksmd_cpu_seconds - first.ksmd_cpu_seconds) / took_s
-                shares.append(CpuShare(from_s=first.at_s, to_s=sample.at_s, share=share))
+                if share <= MAX_SHARE:
+                    shares.append(CpuShare(from_s=first.at_s, to_s=sample.at_s, share=share))
             first = sample
     return shares
 
@@ -126,7 +131,10 @@ def core_share(points: Iterable[Point | Sample], now: Point) -> dict[str, float 
     if now.ksmd_cpu_seconds is None or began_cpu_s is None:
         return {"core_percent": None, "over_s": None}
     over_s = now.at_s - began_s
-    return {"core_percent": round(100 * (now.ksmd_cpu_seconds - began_cpu_s) / over_s, 2), "over_s": round(over_s, 1)}
+    share = (now.ksmd_cpu_seconds - began_cpu_s) / over_s
+    if share > MAX_SHARE:
+        return {"core_percent": None, "over_s": None}
+    return {"core_percent": round(100 * share, 2), "over_s": round(over_s, 1)}
 
 
 def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str, object]:
