@@ -77,11 +77,7 @@ async function refreshOnce() {
     showCharts();
     if (countGuests() !== guestsAsked)
         guestsAtMs = 0;
-    const listed = listGuests();
-    if (byId("page").getAttribute("aria-busy") === "true") {
-        await listed;
-        byId("page").setAttribute("aria-busy", "false");
-    }
+    listGuests();
 }
 
 /* Run the command where the agent cannot be asked: it reads the host itself, and reports the problem. */
@@ -133,11 +129,13 @@ async function readCurves() {
     curvesAtMs = Date.now();
 }
 
-/* Ask for the guests where that is due, one command at a time. */
+/* Ask for the guests where that is due, one command at a time. Nothing waits for it: libvirt may hang. */
 function listGuests() {
     if (guestsRefreshing === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
-        guestsRefreshing = listGuestsOnce().finally(() => { guestsRefreshing = null });
-    return guestsRefreshing;
+        guestsRefreshing = listGuestsOnce().finally(() => {
+            guestsRefreshing = null;
+            byId("page").setAttribute("aria-busy", "false");
+        });
 }
 
 async function listGuestsOnce() {

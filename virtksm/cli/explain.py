@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
-    lines = read_decisions(options, options.last)
+    lines: Sequence[Pass] = read_decisions(options, options.last)
     if not lines and not options.json:
         print("the history has no decision of this host", flush=True)
     _show(lines, options)
