@@ -32,6 +32,8 @@ export class Chart {
 
     show(curve, sinceS, untilS) {
         Object.assign(this, { curve: lastPoints(curve), sinceS, untilS });
+        if (this.chosen !== null && this.chosen[0] < sinceS)
+            this.chosen = null;
         this.draw();
     }
 
