@@ -151,6 +151,25 @@ def test_the_agents_memory_and_cpu_are_not_those_of_the_node_exporter_that_has_i
     assert_promtool_agrees(test, tmp_path)
 
 
+def test_the_first_refusal_is_drawn_for_an_hour(tmp_path: Path) -> None:
+    """Its series begins at 1, of which Prometheus sees no increase."""
+    (asked,) = [one for one in expressions(read_dashboard(HOSTS)) if "virtksm_refusals_total" in one]
+    labels = '{parameter="pages_to_scan", cause="advisor_on"}'
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f"virtksm_refusals_total{labels}", "values": "_x99 1x100"}],
+        "promql_expr_test": [
+            {
+                "expr": f"round({as_asked(asked, rate='1m')})",
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": labels, "value": value}],
+            }
+            for minute, value in ((110, 1), (150, 1), (190, 0))
+        ],
+    }
+    assert_promtool_agrees(test, tmp_path)
+
+
 FIRST_S, SECOND_S, THIRD_S = 600, 4260, 4320
 """When the agent of one host starts, three times."""
 
