@@ -32,6 +32,8 @@ export class Chart {
 
     show(curve, sinceS, untilS) {
         Object.assign(this, { curve: lastPoints(curve), sinceS, untilS });
+        if (this.chosen !== null && this.chosen[0] < sinceS)
+            this.chosen = null;
         this.draw();
     }
 
@@ -39,7 +41,7 @@ export class Chart {
         if (this.untilS === undefined)
             return;
         this.width = Math.max(this.svg.clientWidth, LEFT + RIGHT + 1);
-        const points = this.curve.flat().filter(([atS]) => atS >= this.sinceS);
+        const points = this.pointsInView();
         this.top = this.niceTop(Math.max(this.minTop, ...points.map(([, value]) => value)));
         this.svg.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
         this.svg.replaceChildren(
@@ -63,8 +65,7 @@ export class Chart {
     }
 
     /* Choose the point that is nearest to a time, null for none. */
-    choose(atS) {
-        const points = this.curve.flat().filter(([pointS]) => pointS >= this.sinceS);
+    choose(atS, points = this.pointsInView()) {
         this.chosen = atS === null || points.length === 0
             ? null
             : points.reduce((best, one) => Math.abs(one[0] - atS) < Math.abs(best[0] - atS) ? one : best);
@@ -77,7 +78,13 @@ export class Chart {
             return;
         event.preventDefault();
         const from = this.chosen === null ? this.untilS : this.chosen[0];
-        this.choose(Math.min(this.untilS, Math.max(this.sinceS, from + step * (this.untilS - this.sinceS) / 60)));
+        const beyond = this.pointsInView().filter(([atS]) => this.chosen === null || step * (atS - from) > 0);
+        if (beyond.length > 0)
+            this.choose(from + step * (this.untilS - this.sinceS) / 60, beyond);
+    }
+
+    pointsInView() {
+        return this.curve.flat().filter(([atS]) => atS >= this.sinceS);
     }
 
     x(atS) {

@@ -1,7 +1,8 @@
 /* The page: asks, shows, and acts.
 
    It asks the agent for its status every two seconds, and for more where that has changed: the guests and the last
-   decisions after a pass, the curves now and then. While the page is hidden it asks nothing. */
+   decisions after a pass, the curves now and then. While the page is hidden it asks nothing. When it asks goes by a clock
+   that nobody sets. */
 
 import { FAILED, NO_AGENT, Problem, askToAct, askToRead, inBytes, runJson } from "./agent.js";
 import { Chart, niceAbove } from "./chart.js";
@@ -38,10 +39,10 @@ let status = null;
 let alone = null;
 let curves = null;
 let shownPass = "";
-let guestsAtMs = 0;
+let guestsDueMs = 0;
 let guestsAsked = null;
 let guestsShown = null;
-let curvesAtMs = 0;
+let curvesDueMs = 0;
 let isActing = false;
 let refreshing = null;
 let guestsRefreshing = null;
@@ -66,7 +67,7 @@ async function refreshOnce() {
         status = inBytes((await askToRead({ op: "status" })).status);
         alone = null;
     } catch (trouble) {
-        if (alone === null || alone.trouble.kind !== trouble.kind || Date.now() - alone.atMs >= ALONE_EVERY_MS)
+        if (alone === null || alone.trouble.kind !== trouble.kind || performance.now() >= alone.dueMs)
             alone = await readWithoutAgent(trouble);
         ({ problem, status } = alone);
     }
@@ -76,17 +77,13 @@ async function refreshOnce() {
     await showHistory(problem);
     showCharts();
     if (countGuests() !== guestsAsked)
-        guestsAtMs = 0;
-    const listed = listGuests();
-    if (byId("page").getAttribute("aria-busy") === "true") {
-        await listed;
-        byId("page").setAttribute("aria-busy", "false");
-    }
+        guestsDueMs = 0;
+    listGuests();
 }
 
 /* Run the command where the agent cannot be asked: it reads the host itself, and reports the problem. */
 async function readWithoutAgent(trouble) {
-    const seen = { trouble, problem: trouble, status: null, atMs: Date.now() };
+    const seen = { trouble, problem: trouble, status: null, dueMs: performance.now() + ALONE_EVERY_MS };
     try {
         seen.status = inBytes(await runJson("status"));
         if (seen.status.agent)
@@ -101,7 +98,7 @@ async function readWithoutAgent(trouble) {
 async function showHistory(problem) {
     if (problem !== null) {
         curves = null;
-        curvesAtMs = 0;
+        curvesDueMs = 0;
         shownPass = "";
         showDecisions(byId("decisions"), []);
         return;
@@ -113,7 +110,7 @@ async function showHistory(problem) {
             showDecisions(byId("decisions"), (await askToRead({ op: "decisions", last: 10 })).decisions);
             shownPass = pass;
             if (status.last_pass.triggers.some(trigger => trigger !== "timer"))
-                guestsAtMs = 0;
+                guestsDueMs = 0;
         }
     } catch (trouble) {
         showNotices(noticesOf(trouble, status));
@@ -123,25 +120,27 @@ async function showHistory(problem) {
 /* Have the agent make the curves anew, as often as they can have changed visibly; at least once a minute. */
 async function readCurves() {
     const span = Number(byId("span").value);
-    const everyS = Math.min(Math.max(SAMPLE_S, span / POINTS), 60);
-    if (Date.now() - curvesAtMs < 1000 * everyS)
+    if (performance.now() < curvesDueMs)
         return;
     const widthS = Math.max(SAMPLE_S, span / 180);
     const asked = { op: "history", seconds: span + LATELY_S, points: POINTS, width_s: widthS };
     const { history } = await askToRead(asked);
     curves = { ...history.curves, untilS: history.now_s, sinceS: history.now_s - span };
-    curvesAtMs = Date.now();
+    if (Number(byId("span").value) === span) // else another was chosen meanwhile, and is due
+        curvesDueMs = performance.now() + 1000 * Math.min(Math.max(SAMPLE_S, span / POINTS), 60);
 }
 
-/* Ask for the guests where that is due, one command at a time. */
+/* Ask for the guests where that is due, one command at a time. Nothing waits for it: libvirt may hang. */
 function listGuests() {
-    if (guestsRefreshing === null && Date.now() - guestsAtMs >= GUESTS_EVERY_MS)
-        guestsRefreshing = listGuestsOnce().finally(() => { guestsRefreshing = null });
-    return guestsRefreshing;
+    if (guestsRefreshing === null && performance.now() >= guestsDueMs)
+        guestsRefreshing = listGuestsOnce().finally(() => {
+            guestsRefreshing = null;
+            byId("page").setAttribute("aria-busy", "false");
+        });
 }
 
 async function listGuestsOnce() {
-    guestsAtMs = Date.now();
+    guestsDueMs = performance.now() + GUESTS_EVERY_MS;
     guestsAsked = countGuests();
     try {
         const survey = await runJson("guests", ...await hostArguments());
@@ -294,7 +293,7 @@ byId("settings").addEventListener("submit", event => {
     act(apply);
 });
 byId("span").addEventListener("change", () => {
-    curvesAtMs = 0;
+    curvesDueMs = 0;
     refresh();
 });
 byId("result").querySelector("button").addEventListener("click", () => { byId("result").hidden = true });

@@ -62,8 +62,5 @@ function ofAgent(status) {
                            : `It may take up to ${stranded.worst_core_percent} % of a core.` });
     for (const text of last === null ? [] : last.warnings)
         notices.push({ level: "warning", title: "Warning of the last check", text });
-    for (const name of (last && last.exposed) || [])
-        notices.push({ level: "warning", title: `${name} is declared private, and its memory can merge`,
-                       text: "Give it <memoryBacking><nosharepages/></memoryBacking>, and start it again." });
     return notices;
 }

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,13 @@ def rule_expressions(path: Path) -> Iterator[str]:
 
 def metrics_in(expression: str) -> set[str]:
     return set(re.findall(r"[a-z_]*:?virtksm_[a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
+
+
+def assert_promtool_agrees(test: Mapping[str, object], folder: Path) -> None:
+    file = folder / "queries_test.yml"
+    file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")  # JSON is YAML
+    tested = promtool("test", "rules", file)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
 
 
 def test_promtool_understands_configuration_and_every_rule() -> None:
@@ -116,6 +123,53 @@ def test_the_dashboards_legends_name_labels_that_there_are_and_its_texts_documen
         assert f"**{section}**" in text or not section, (name, section)
 
 
+def test_the_fleets_clusters_are_found_where_there_are_sums_alone() -> None:
+    """A Prometheus above several others has nothing else."""
+    (clusters,) = (one for one in read_dashboard(FLEET)["templating"]["list"] if one["name"] == "cluster")
+    assert metrics_in(clusters["query"]["query"]) <= RECORDED
+
+
+def test_the_agents_memory_and_cpu_are_not_those_of_the_node_exporter_that_has_its_text_file(tmp_path: Path) -> None:
+    asked = [as_asked(one, rate="1m") for one in expressions(read_dashboard(HOSTS)) if "process_" in one]
+    process = ("process_resident_memory_bytes", "process_cpu_seconds_total", "virtksm_up")
+    series = [f'{name}{{job="{job}"}}' for name in process for job in ("virtksm", "node")]
+    test = {
+        "interval": "15s",
+        "input_series": [
+            {"series": one, "values": "1x20"} for one in (*series, 'node_textfile_scrape_error{job="node"}')
+        ],
+        "promql_expr_test": [
+            {
+                "expr": f"count by (job) ({one})",
+                "eval_time": "5m",
+                "exp_samples": [{"labels": '{job="virtksm"}', "value": 1}],
+            }
+            for one in asked
+        ],
+    }
+    assert len(asked) == 2
+    assert_promtool_agrees(test, tmp_path)
+
+
+def test_the_first_refusal_is_drawn_for_an_hour(tmp_path: Path) -> None:
+    """Its series begins at 1, of which Prometheus sees no increase."""
+    (asked,) = [one for one in expressions(read_dashboard(HOSTS)) if "virtksm_refusals_total" in one]
+    labels = '{parameter="pages_to_scan", cause="advisor_on"}'
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": f"virtksm_refusals_total{labels}", "values": "_x99 1x100"}],
+        "promql_expr_test": [
+            {
+                "expr": f"round({as_asked(asked, rate='1m')})",
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": labels, "value": value}],
+            }
+            for minute, value in ((110, 1), (150, 1), (190, 0))
+        ],
+    }
+    assert_promtool_agrees(test, tmp_path)
+
+
 FIRST_S, SECOND_S, THIRD_S = 600, 4260, 4320
 """When the agent of one host starts, three times."""
 
@@ -145,7 +199,4 @@ def test_every_start_of_an_agent_is_drawn_where_it_was_at_any_zoom(tmp_path: Pat
             for at_s, start_s in drawn.items()
         ],
     }
-    file = tmp_path / "annotation_test.yml"
-    file.write_text(json.dumps({"evaluation_interval": "1m", "tests": [test]}), encoding="utf-8")  # JSON is YAML
-    tested = promtool("test", "rules", file)
-    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert_promtool_agrees(test, tmp_path)

@@ -344,6 +344,21 @@ def test_without_an_agent_or_with_ksm_off_it_says_what_to_do(
     assert not_of_sockets(looked.complaints) == []
 
 
+def test_a_list_of_guests_that_hangs_keeps_nothing_else_from_being_shown(
+    made_up: CockpitHost, browser: Browser
+) -> None:
+    program = made_up.home.folder / "bin" / "virtksm"
+    real = program.rename(program.with_name("real"))
+    hangs = f"[ $1 = guests ] && exec sleep {3 * HANG_S}"
+    program.write_text(f'#!/bin/sh\n{hangs}\nexec {real} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    page = open_page(browser).page
+    page.goto(made_up.serve() + PAGE)
+    expect(page.locator("#doctor-summary")).not_to_have_text("Checking…")
+    expect(page.locator("#page")).to_have_attribute("aria-busy", "true")
+    page.context.close()
+
+
 def test_it_is_a_page_of_cockpits_shell(made_up: CockpitHost, browser: Browser) -> None:
     looked = open_page(browser)
     page = looked.page

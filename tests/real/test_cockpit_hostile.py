@@ -3,8 +3,9 @@
 import os
 import re
 import shlex
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -156,6 +157,41 @@ def test_what_is_no_answer_is_said_and_the_next_good_one_is_shown(host: CockpitH
         page.context.close()
 
 
+def test_a_browser_whose_clock_is_set_back_goes_on_asking(host: CockpitHost, browser: Browser) -> None:
+    with HostileAgent(host.home.runtime_dir) as agent:
+        asked: list[Json] = []
+        agent.say = partial(say_and_note, asked)
+        page = open_page(browser).page
+        page.clock.install()
+        page.goto(host.serve() + PAGE)
+        is_examined(page)
+        page.clock.set_system_time(0)
+
+        def counts() -> tuple[int, int]:
+            return ran(host).count("guests --json"), len([one for one in asked if one["op"] == "history"])
+
+        def has_asked(guests: int, history: int) -> bool:
+            page.clock.fast_forward(10_000)
+            return counts()[0] > guests and counts()[1] > history
+
+        wait_until(partial(has_asked, *counts()), HANG_S, "the page to ask for guests and history")
+        page.context.close()
+
+
+def test_a_time_that_is_chosen_while_another_is_asked_for_is_shown_next(host: CockpitHost, browser: Browser) -> None:
+    with HostileAgent(host.home.runtime_dir) as agent:
+        asked: list[Json] = []
+        chosen = threading.Event()
+        agent.say = partial(say_and_note, asked, may_answer=chosen)
+        page = open_at(browser, host.serve())
+        wait_until(lambda: "history" in [one["op"] for one in asked], HANG_S, "the page to ask for an hour")
+        page.locator("#span").select_option("86400")
+        chosen.set()
+        wait_until(lambda: asked.count({"op": "status"}) > 5, HANG_S, "the page to go on asking")
+        assert 86_400 + 300 in [one["seconds"] for one in asked if one["op"] == "history"]
+        page.context.close()
+
+
 def test_each_field_may_be_anything(host: CockpitHost, browser: Browser) -> None:
     """What comes of it may be nonsense; the page neither stops nor runs anything."""
     with HostileAgent(host.home.runtime_dir) as agent:
@@ -184,6 +220,14 @@ def has_asked(page: Page, op: str, asked: list[str]) -> bool:
 def drip(agent: HostileAgent, asked: list[str], request: Json) -> Iterator[bytes]:
     asked.append(request["op"])
     return agent.drip(request)
+
+
+def say_and_note(asked: list[Json], request: Json, may_answer: threading.Event | None = None) -> Iterable[bytes]:
+    """Answer honestly, for the history not before it may."""
+    asked.append(request)
+    if may_answer is not None and request["op"] == "history":
+        may_answer.wait(HANG_S)
+    return honest(request)
 
 
 def say_always(said: bytes, _: Json) -> list[bytes]:

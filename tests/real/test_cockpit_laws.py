@@ -134,6 +134,24 @@ def test_the_times_below_a_curve_are_even_and_few(page: Page) -> None:
         assert marks == [at_s for at_s in range(1790000123 - span_s, 1790000124) if at_s % step_s == 0]
 
 
+def test_the_arrow_keys_reach_every_part_of_a_curve_however_far_apart_its_points_are(page: Page) -> None:
+    reached = """(() => {
+        const figure = document.createElement("figure");
+        figure.append(document.createElementNS("http://www.w3.org/2000/svg", "svg"));
+        figure.append(document.createElement("figcaption"));
+        const chart = new it.Chart(figure, { name: "x", format: String, minTop: 1, niceTop: value => value });
+        chart.show(given, 0, 300);
+        const chosen = ["ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowLeft", "ArrowRight"].map(key => {
+            figure.querySelector("svg").dispatchEvent(new KeyboardEvent("keydown", { key }));
+            return chart.chosen[0];
+        });
+        chart.show(given, 40, 340);
+        return [...chosen, chart.chosen];
+    })()"""
+    curve = [[[10, 1], [30, 2]], [[280, 3], [300, 4]]]
+    assert call(page, "chart", reached, curve) == [300, 280, 30, 10, 30, None], "what has left the view is not chosen"
+
+
 def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> None:
     given: list[Json] = [
         {"name": name, "saved_bytes": saved, "can_merge": None, "can_merge_text": "unknown"}
@@ -166,7 +184,7 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"stranded": {"possible": True, "worst_core_percent": 12.5}}, "It may take up to 12.5 % of a core"),
         ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first check has not returned"),
         ({"last_pass": {"warnings": ["of this"], "exposed": None}}, "of this"),
-        ({"last_pass": {"warnings": [], "exposed": ["vault"]}}, "vault is declared private"),
+        ({"last_pass": {"warnings": ["private guest 'vault' can merge"], "exposed": ["vault"]}}, "'vault' can merge"),
         ({"last_pass": None}, None),
     ],
 )

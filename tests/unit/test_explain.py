@@ -111,6 +111,10 @@ def test_decisions_that_come_are_followed_until_ctrl_c(tmp_path: Path) -> None:
             assert lines[-1], "it ended"
         assert lines[-2] == "\n", "a blank line is between two"
         assert not any("started" in line for line in lines), "none is shown twice"
+        fill(tmp_path, pass_of(at_s=AT_S - 3600, triggers=["retune"]))  # the clock was set back
+        while not lines[-1].endswith("retune: applied\n"):
+            lines.append(process.stdout.readline())
+        assert len([line for line in lines if "stopped" in line]) == 1
         process.send_signal(signal.SIGINT)
         assert process.wait(HANG_S) == 0
     finally:

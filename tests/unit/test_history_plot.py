@@ -66,6 +66,9 @@ def test_names_at_the_same_time_stand_beside_each_other_and_too_many_are_left_ou
     draw(hour(), [start_of("web1"), event("web3", 1800), start_of("web2")], "title", path)
     assert "<!-- web1, web2 -->" in comments(path)
     assert "<!-- web3 -->" in comments(path)
+    set_back = [*hour()[180:], *hour()[:180]]
+    draw(set_back, [start_of("web1"), event("web3", 1800), start_of("web2")], "title", path)
+    assert "<!-- web1, web2 -->" in comments(path), "also where the clock was set back"
     draw(hour(), [start_of(f"web{number}") for number in range(MAX_NAMES + 1)], "title", path)
     assert "<!-- started -->" in comments(path)
     assert "web1" not in comments(path)

@@ -48,6 +48,15 @@ def test_a_trace_that_is_none_is_refused_by_its_name(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "x.svg").exists()
 
 
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "missing" / "x.svg"
+    assert main(["trace", "plot", str(TRACES / "twins.jsonl"), "-o", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert (
+        said == f"virtksm: error: {path}: it cannot be written: No such file or directory\nhint: ls -ld {path.parent}\n"
+    )
+
+
 def test_a_trace_has_a_sample_of_each_pass_and_the_guests_that_came_and_went() -> None:
     lines: list[Line] = [make_pass(10.0, WEB), make_pass(20.0, WEB, DB), Gap(missed=3), make_pass(30.0, DB)]
     excerpt = excerpt_of(lines)

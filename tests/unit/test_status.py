@@ -11,18 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeSwitch
+from tests.fakes import SAMPLE, FakeSwitch
 from tests.lab.agent_bench import requests_without_libvirt
 from tests.lab.listening import listening
 from tests.lab.nobody import run_as_nobody
-from tests.lab.samples import NOW, SCANNING, agent_facts, passed
+from tests.lab.samples import CALM, NOW, SCANNING, agent_facts, passed
 from tests.lab.stand_in import StandIn
 from virtksm.agent.status import A_CONNECTION, SILENT_AFTER_S, AgentFacts, worst_core_percent
 from virtksm.cli.layout import to_lines
-from virtksm.cli.main import main
+from virtksm.cli.main import main, parse
+from virtksm.cli.status import View
 from virtksm.cli.status_text import status_rows
 from virtksm.errors import ExitCode, LibvirtTimeout
+from virtksm.history.samples import as_table
 from virtksm.host.bounded import Waiting
+from virtksm.model.current import after_pass
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.paths import RuntimePaths
@@ -159,6 +162,25 @@ def test_it_answers_while_a_call_of_libvirts_hangs_and_the_command_prints_that(
         assert main(["--runtime-dir", paths.root, "status"]) == ExitCode.DONE
         assert capsys.readouterr().out.startswith("Agent      running, policy adaptive, qemu:///system\n")
         released.set()
+
+
+def test_ksmds_share_is_of_the_last_minutes_from_the_first_frame_of_a_watch_on(paths: RuntimePaths) -> None:
+    samples = [replace(SAMPLE, at_s=at_s, ksmd_cpu_seconds=at_s / 10) for at_s in (1000.0, 1290.0)]
+    now_s = 1100.0
+
+    async def handle(request: Mapping[str, object]) -> dict[str, object]:
+        if request["op"] == "history":
+            known = as_table([one for one in samples if one.at_s < now_s], [])
+            return {"ok": True, "history": {"now_s": now_s, **known}}
+        current = after_pass(CALM)
+        current = replace(current, ksm=replace(current.ksm, ksmd_cpu_seconds=now_s / 10))
+        return {"ok": True, "status": agent_facts(current=current).as_dict(NOW)}
+
+    view = View(parse(["--runtime-dir", paths.root, "status", "--watch"]))
+    with StandIn(paths, handle):
+        assert view.read()["ksmd"] == {"cpu_seconds": 110.0, "core_percent": 10.0, "over_s": 100.0}
+        now_s = 1299.0
+        assert view.read()["ksmd"] == {"cpu_seconds": 129.9, "core_percent": 10.0, "over_s": 299.0}
 
 
 def test_an_agent_of_another_version_is_told_as_such(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:

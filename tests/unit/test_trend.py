@@ -37,6 +37,7 @@ def test_each_stretch_has_what_was_seen_last(points: list[Point], levels: list[i
         ([at(150, cpu=99.0), at(100, cpu=7.0), at(50, cpu=5.0)], (10.0, 50.0)),
         ([at(100, cpu=None), at(0.5, cpu=9.0)], None),
         ([at(-100, cpu=4.0)], None),
+        ([at(2, cpu=4.0)], None),  # the clock was set back: no thread takes three cores
     ],
 )
 def test_ksmds_share_is_that_of_the_last_minutes_of_this_boot(

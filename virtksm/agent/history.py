@@ -2,9 +2,9 @@
 
 The writer wakes no resting agent: a minute after the first pass or event that is not written yet, all are written in
 one transaction; a process that is killed loses that minute. The disk is used beside the loop, one call at a time and
-each with a limit. While it does not answer, or fails, all wait, and the oldest of too many are dropped; it is reported
-once, and the agent goes on. Of the events that a guest makes by itself (balloon, memory devices) the last of its kind
-waits alone, so that the history gets one a minute.
+each with a limit. While it does not answer, or fails, all wait, and the oldest of too many are dropped; each try is
+reported, and the agent goes on. Of the events that a guest makes by itself (balloon, memory devices) the last of its
+kind waits alone, so that the history gets one a minute.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from virtksm.trace.text import dump_line
 WRITE_S = 60.0
 """How long the first may wait for others before they are written."""
 DISK_LIMIT_S = 10.0
+WRITING = "write the history"
 DISK_HANGS = partial(StateUnusable, remedy="the disk behind the state folder does not answer: see the kernel's log")
 MAX_WAITING_SAMPLES = 360
 MAX_WAITING_EVENTS = 1_000
@@ -189,6 +190,7 @@ class HistoryWriter:
             if history is None:
                 return
             if self._calls.waiting is not None:  # a call that was given up is still out
+                self._failed(DISK_HANGS(f"{WRITING}: still waiting for an earlier call"))
                 self._has_news.set()
                 return
             batch = self._waiting.take_out(math.inf if is_last else self.now_s())
@@ -198,7 +200,7 @@ class HistoryWriter:
                 return
             self._is_new = False
             try:
-                aside = await self._calls.run("write the history", lambda: history.add(*batch))
+                aside = await self._calls.run(WRITING, lambda: history.add(*batch))
             except Exception as error:  # noqa: BLE001  # whatever it is, the batch waits for another try
                 self._failed(error)
                 if self._calls.waiting is None:  # it has failed; one that was given up may still be done

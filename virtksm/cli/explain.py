@@ -40,21 +40,30 @@ def run(options: argparse.Namespace) -> None:
 
     Raises VirtksmError if the agent does not answer, or if this user may read neither it nor its file.
     """
-    lines = read_decisions(options, options.last)
+    lines: Sequence[Pass] = read_decisions(options, options.last)
     if not lines and not options.json:
         print("the history has no decision of this host", flush=True)
     _show(lines, options)
     try:
         while options.follow:
-            shown_s = lines[-1].at_s if lines else 0.0
             time.sleep(FOLLOWS_S)
-            new = [line for line in read_decisions(options, MAX) if line.at_s > shown_s]
+            new = after(lines, read_decisions(options, MAX))
             if new:
                 print(end="" if options.json or not lines else "\n")
                 _show(new, options)
-                lines = tuple(new)
+                lines = new
     except KeyboardInterrupt:
         pass
+
+
+def after(shown: Sequence[Pass], now: Sequence[Pass]) -> Sequence[Pass]:
+    """Return what has come after the last one shown, by its place: a clock may be set back between two."""
+    places = [number for number, line in enumerate(now, 1) if shown and _name(line) == _name(shown[-1])]
+    return now[places[-1] if places else 0 :]
+
+
+def _name(line: Pass) -> tuple[float, int]:
+    return line.at_s, line.seq
 
 
 def _show(lines: Sequence[Pass], options: argparse.Namespace) -> None:

@@ -98,7 +98,7 @@ class View:
         else:
             events, points, now_s = list(history.events[-EVENTS:]), [*history.samples], history.now_s
         seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), ksmd_cpu_seconds=now.get("ksmd_cpu_seconds"))
-        points += self._seen
+        points = sorted((*points, *self._seen), key=lambda one: one.at_s)
         self._seen = [*self._seen[1 - MAX_OWN_POINTS :], seen]
         return {
             "ksmd": {"cpu_seconds": seen.ksmd_cpu_seconds, **core_share(points, seen)},

@@ -1,20 +1,30 @@
 """Curves through the agent's history: samples become what a picture or a line of text shows of them. Pure.
 
 Where no pass ran there is no curve: samples further apart than `GAP_S`, or in the wrong order since the clock was set
-back, begin a new piece. CPU time is a difference of two samples; a counter that fell has begun anew with the host. For
-a small curve of savings, and for "lately", single observations (`Point`) do.
+back, begin a new piece. Those that were thinned, or are of a policy that waits longer, are all further apart: there a
+piece ends where `APART` times the usual time is exceeded. CPU time is a difference of two samples; a counter that fell
+has begun anew with the host. For a small curve of savings, and for "lately", single observations (`Point`) do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from virtksm.history.samples import SAMPLE_S, Sample
 from virtksm.values import replace
 
 GAP_S = 180.0
-"""Longer than any policy waits between two passes: the agent, libvirt or the host was away."""
+"""Longer than policies usually wait between two passes: the agent, libvirt or the host was away."""
+APART = 3.0
+"""Thinned samples are up to twice their usual time apart."""
+FEW = 3
+"""So few times between samples do not tell which is usual."""
+
+
+MAX_SHARE = 1.5
+"""ksmd is one thread, and a pass may take a while: with more the clock was set back between two samples."""
 
 
 class CpuShare(NamedTuple):
@@ -27,14 +37,21 @@ class CpuShare(NamedTuple):
 
 def pieces(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
     """Cut samples where no pass ran; every piece has one sample at least, and rising times."""
+    gap_s = _find_gap_s(samples)
     piece: list[Sample] = []
     for sample in samples:
-        if piece and not 0 < sample.at_s - piece[-1].at_s <= GAP_S:
+        if piece and not 0 < sample.at_s - piece[-1].at_s <= gap_s:
             yield tuple(piece)
             piece = []
         piece.append(sample)
     if piece:
         yield tuple(piece)
+
+
+def _find_gap_s(samples: Sequence[Sample]) -> float:
+    """Return how far apart samples of one piece can be."""
+    times = sorted(after.at_s - before.at_s for before, after in pairwise(samples) if after.at_s > before.at_s)
+    return GAP_S if len(times) < FEW else max(GAP_S, APART * times[(len(times) - 1) // 2])
 
 
 def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
@@ -54,7 +71,8 @@ def cpu_shares(samples: Sequence[Sample], width_s: float) -> list[CpuShare]:
                 continue
             if first.ksmd_cpu_seconds is not None and sample.ksmd_cpu_seconds is not None:
                 share = (sample.ksmd_cpu_seconds - first.ksmd_cpu_seconds) / took_s
-                shares.append(CpuShare(from_s=first.at_s, to_s=sample.at_s, share=share))
+                if share <= MAX_SHARE:
+                    shares.append(CpuShare(from_s=first.at_s, to_s=sample.at_s, share=share))
             first = sample
     return shares
 
@@ -113,7 +131,10 @@ def core_share(points: Iterable[Point | Sample], now: Point) -> dict[str, float 
     if now.ksmd_cpu_seconds is None or began_cpu_s is None:
         return {"core_percent": None, "over_s": None}
     over_s = now.at_s - began_s
-    return {"core_percent": round(100 * (now.ksmd_cpu_seconds - began_cpu_s) / over_s, 2), "over_s": round(over_s, 1)}
+    share = (now.ksmd_cpu_seconds - began_cpu_s) / over_s
+    if share > MAX_SHARE:
+        return {"core_percent": None, "over_s": None}
+    return {"core_percent": round(100 * share, 2), "over_s": round(over_s, 1)}
 
 
 def as_curves(samples: Sequence[Sample], now: Point, width_s: float) -> dict[str, object]:

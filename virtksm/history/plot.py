@@ -141,7 +141,7 @@ def _draw_guests(axes: Axes, samples: Sequence[Sample], events: Sequence[GuestEv
         at = [_moment(event.at_s) for event in events if event.kind == kind]
         axes.plot(at, [top * 1.25] * len(at), mark, color=colour, label=kind, linestyle="none")
     if has_names:
-        begin_s, end_s = samples[0].at_s, samples[-1].at_s
+        begin_s, end_s = min(sample.at_s for sample in samples), max(sample.at_s for sample in samples)
         for at_s, names in _labels(events, (end_s - begin_s) / LABELS):
             side, points = ("left", 2) if at_s - begin_s < end_s - at_s else ("right", -2)  # towards the middle
             place = (_moment(at_s), height * LABELS_FROM)

@@ -12,6 +12,7 @@ from pathlib import Path
 from virtksm.cli.history import Excerpt, read_history
 from virtksm.cli.layout import print_result
 from virtksm.cli.timespan import DAY_S, YEAR_S, timespan
+from virtksm.errors import VirtksmError, reason_of
 from virtksm.history.plot import draw
 from virtksm.history.samples import GuestEvent, Sample, sample_of
 from virtksm.model.snapshot import Guest
@@ -47,7 +48,11 @@ def run(options: argparse.Namespace) -> None:
         title, drawn = options.connect or "KSM", read_history(options, seconds=options.last or DAY_S)
     else:
         title, drawn = options.trace, excerpt_of(parse_lines(read_trace(options.trace), options.trace))
-    draw(drawn.samples, drawn.events, title, options.output)
+    try:
+        draw(drawn.samples, drawn.events, title, options.output)
+    except OSError as error:
+        remedy = f"ls -ld {options.output.parent}"
+        raise VirtksmError(f"{options.output}: it cannot be written: {reason_of(error)}", remedy=remedy) from error
     samples, events = len(drawn.samples), len(drawn.events)
     values = {"output": str(options.output), "samples": samples, "events": events}
     print_result(options, values, [("", "Drawn", f"{options.output}: {samples} samples, {events} events")])
