@@ -1,9 +1,10 @@
-"""What all tests share: the laboratory's fixtures, Hypothesis without deadlines (no test judges speed), signals."""
+"""What all tests share: the laboratory's fixtures, Hypothesis without deadlines (no test judges speed)."""
 
 import os
-import signal
 
 from hypothesis import HealthCheck, settings
+
+from tests.lab.signals import end_in_order
 
 pytest_plugins = ["tests.not_applicable", "tests.lab.fixtures", "tests.lab.lock_holder", "tests.real.agent_process"]
 pytest_plugins += ["tests.fake_proc"]
@@ -15,11 +16,14 @@ settings.register_profile("same", deadline=None, suppress_health_check=[HealthCh
 settings.register_profile("search", settings.get_profile("same"), derandomize=False)
 settings.load_profile("same")
 
+# Tests compare what programs say, have no settings of the user, and write what other users read.
+os.environ["LC_ALL"] = "C.UTF-8"
+for name in [*os.environ]:
+    if name.startswith(("JOURNAL_STREAM", "LIBVIRT_", "NO_COLOR", "NOTIFY_SOCKET", "WATCHDOG_")):
+        del os.environ[name]
+os.umask(0o022)
+
 # GNU readline, which pytest imports, tells every child of ours a width that no terminal has.
 os.unsetenv("COLUMNS")
 
-# A script's background job ignores SIGINT, and so does all that it starts; some tests send it.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-# As Ctrl-C, so that fixtures give KSM back and end what they have started.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+end_in_order()

@@ -5,7 +5,6 @@ it was: the container writes into memory.
 """
 
 import argparse
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tests.boot import container
 from tests.lab.ksm import KSM_ROOT, lent_ksm
+from tests.lab.signals import end_in_order
 from tests.tried import keep_claims
 
 REPO = Path(__file__).resolve().parents[2]
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("claims", metavar="CLAIMS")
     parser.add_argument("root", type=Path, metavar="ROOT")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, leave)
+    end_in_order()
     out = options.root.with_name(f"{options.root.name}.out").resolve()
     out.mkdir(parents=True, exist_ok=True)
     report = out / "report"
@@ -41,11 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             container.end(booted)
             keep_claims(options.run, report)
-
-
-def leave(number: int, _frame: object) -> None:
-    """End on a signal as on an error: the container with its guests is ended, and KSM's settings are given back."""
-    raise SystemExit(128 + number)
 
 
 def command(claims: str, root: Path, out: Path) -> list[str]:

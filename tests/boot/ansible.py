@@ -8,8 +8,6 @@ import argparse
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +20,8 @@ from typing import NamedTuple
 
 from tests.boot import container
 from tests.boot.inside import LIMIT_S, claim, try_claims, wait
+from tests.lab.ports import free_port
+from tests.lab.signals import end_in_order
 from tests.tried import keep_claims
 from virtksm.cli.fleet.hosts import find_hosts
 from virtksm.errors import VirtksmError
@@ -135,14 +135,6 @@ class Host:
     def status(self, name: str) -> object:
         """Return one of its status' fields."""
         return json.loads(self.run("virtksm status --json"))[name]
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 class Recap(NamedTuple):
@@ -527,7 +519,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("built", type=Path, metavar="ROOT", help="what one boots that can build a virtual environment")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="with the repository in FOLDER/source")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    end_in_order()
     folder = options.folder.resolve()
     subprocess.run(["ssh-keygen", "-q", "-N", "", "-t", "ed25519", "-f", folder / "key"], check=True)
     roots = (options.packaged, options.packaged, options.newer, options.built)

@@ -62,7 +62,7 @@ fill_for_units() { # fill_for_units NEW: what docs/install.md has a host with a 
 
 copy_checkout() { # copy_checkout FOLDER
     mkdir -p "$1"
-    git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- | tar -x -C "$1"
+    git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- --mode=u+rwX,go+rX,go-w | tar -x -C "$1"
 }
 
 # What apt will be asked for when the container has booted lies ready in its cache.

@@ -29,6 +29,7 @@ from demo.guests import PayloadGuest, start_guest, wait_settled
 from tests.lab.hang import HANG_S, SLOWER
 from tests.lab.ksm import Ksm, lent_ksm, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
+from tests.lab.signals import end_in_order
 from virtksm.paths import RuntimePaths
 from virtksm.store.files import ensure_runtime
 from virtksm.values import replace
@@ -143,8 +144,9 @@ def apart() -> Iterator[None]:
 
     What a thread does late it does to the next test: with its PATH and its /proc, into its log. One that hangs on
     purpose is let go by its test. A command that runs in this process configures the log, and some switch off the
-    garbage collector.
+    garbage collector; an agent takes the signals.
     """
+    end_in_order()
     before = set(threading.enumerate())
     yield
     left = still_running(before, HANG_S)

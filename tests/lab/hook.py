@@ -7,18 +7,19 @@ here touches the FIFO or the program of an installed virtksm.
 import json
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from tests.lab.hang import HANG_S
 
 HOOK = Path(__file__).resolve().parents[2] / "hooks" / "virtksm"
 NOWHERE = Path("/nonexistent")
 READ_AT_MOST = 1 << 20
 
 _RECORDER = """\
-#!{python} -IS
+#!/usr/bin/python3 -IS
 import json, os, sys, time
 record, hold = {record!r}, {hold!r}
 descriptors = {{}}
@@ -34,7 +35,7 @@ os.write(out, line.encode())
 os.close(out)
 print("words on stdout", flush=True)
 print("words on stderr", file=sys.stderr, flush=True)
-deadline = time.monotonic() + 60  # a test that fails leaves nothing behind for long
+deadline = time.monotonic() + {hang_s}  # a test that fails leaves nothing behind for long
 while os.path.exists(hold) and time.monotonic() < deadline:
     time.sleep(0.01)
 sys.exit(3)
@@ -73,7 +74,7 @@ def install_hook(
 
 def install_recorder(virtksm: Path, *, record: Path, hold: Path) -> None:
     """Put a program at `virtksm` that appends a line to `record`, runs while `hold` exists and then fails noisily."""
-    text = _RECORDER.format(python=sys.executable, record=str(record), hold=str(hold))
+    text = _RECORDER.format(record=str(record), hold=str(hold), hang_s=HANG_S)
     virtksm.write_text(text, encoding="utf-8")
     virtksm.chmod(0o755)
 

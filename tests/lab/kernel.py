@@ -2,7 +2,8 @@
 
 A test that is `real` says what it needs beyond Linux 5.10 by `@pytest.mark.needs(NAME, ...)`: a file of KSM's folder
 (`advisor_mode`), a line of /proc/PID/ksm_stat (`ksm_stat:ksm_process_profit`), a counter of /proc/vmstat
-(`vmstat:cow_ksm`). Where the kernel lacks one of them, the test does not apply (tests/not_applicable.py).
+(`vmstat:cow_ksm`), transparent `huge_pages`, switched on, or `chromium`, which Ubuntu has as a snap alone. Where one is
+lacking, the test does not apply (tests/not_applicable.py).
 """
 
 import re
@@ -23,6 +24,10 @@ class Kernel:
             *(f"ksm_stat:{name}" for name in re.findall(r"^\w+", _read(root / "proc/self/ksm_stat"), re.MULTILINE)),
             *(f"vmstat:{name}" for name in re.findall(r"^\w+", _read(root / "proc/vmstat"), re.MULTILINE)),
         }
+        if re.search(r"\[(always|madvise)\]", _read(root / "sys/kernel/mm/transparent_hugepage/enabled")):
+            self.offers.add("huge_pages")
+        if (root / "usr/bin/chromium").exists():
+            self.offers.add("chromium")
 
     def lacks(self, item: pytest.Item) -> set[str]:
         """Return what a test needs in vain."""

@@ -72,7 +72,7 @@ class LibvirtdFailed(Exception):
     """The private libvirtd did not start or answer in time; carries its log's end."""
 
 
-RELAY = """#!{python} -IS
+RELAY = """#!/usr/bin/python3 -IS
 import os, select, socket, sys
 here = socket.socket(socket.AF_UNIX)
 try:
@@ -91,7 +91,7 @@ while True:
 
 def write_relay(file: Path, path: str) -> None:
     """Write a program that leads to the socket whose path this expression is, of what the program's `sys` has."""
-    file.write_text(RELAY.format(python=sys.executable, path=path), encoding="utf-8")
+    file.write_text(RELAY.format(path=path), encoding="utf-8")
     file.chmod(0o755)
 
 

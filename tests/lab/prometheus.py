@@ -79,7 +79,7 @@ class PrivatePrometheus:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    find_program("prometheus"),
+                    *("setpriv", "--pdeathsig", "KILL", find_program("prometheus")),
                     f"--config.file={config}",
                     f"--storage.tsdb.path={root}/data",
                     f"--web.listen-address={self.address}",

@@ -40,6 +40,8 @@ from virtksm.cli import ask_agent, pause, retune
 from virtksm.cli.main import main
 from virtksm.errors import ExitCode
 
+pytestmark = pytest.mark.real
+
 PROJECT = Path(__file__).parents[2]
 LIMITS = ((resource.RLIMIT_FSIZE, 64 << 20), (resource.RLIMIT_AS, 2 << 30), (resource.RLIMIT_CORE, 0))
 URI = "test:///default"

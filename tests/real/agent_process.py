@@ -5,6 +5,7 @@ In go a libvirt URI and a configuration; out come its log lines, in order, its e
 limit that only guards against hanging; no test may judge how long something took.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -96,6 +97,18 @@ class AgentHome:
     def switch(self) -> Path:
         """Tell where it is kept that virtksm is off for this machine."""
         return self.state_dir / "local.off"
+
+    def is_held(self, lock: str) -> bool:
+        """Tell whether a process holds a lock: `local` in a pass, `coalesce` while it waits for hooks."""
+        file = self.runtime_dir / "agent" / f"{lock}.lock"
+        if not file.exists():
+            return False
+        with file.open() as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def configure(self, text: str) -> None:
         """Write the configuration file whole."""

@@ -25,7 +25,7 @@ from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import PARKING_LAW, AgentFactory, AgentProcess
 from virtksm.text import format_kib
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
 Json = dict[str, Any]
 Visit = Callable[..., Looked]

@@ -32,7 +32,7 @@ from tests.lab.hostile_agent import (
 from tests.lab.ksm import wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
 PAGE = "/cockpit/@localhost/virtksm/index.html"
 SOMETHING_WRONG = re.compile("does not understand|does not answer as it should|No agent runs")

@@ -15,7 +15,7 @@ from playwright.sync_api import Page, Route
 from tests.lab.browser import chromium, open_page
 from virtksm.text import format_kib, printable
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
 FOLDER = Path(__file__).parents[2] / "cockpit"
 ORIGIN = "http://page.invalid"

@@ -23,7 +23,8 @@ def small_folder(agent_home: AgentHome) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        while folder.is_mount():
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def fill(folder: Path) -> Path:

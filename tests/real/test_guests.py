@@ -91,7 +91,7 @@ def backed(daemon: PrivateLibvirtd, connection: libvirt.virConnect, payload: Pat
                 xml = xml.replace("</domain>", f"{MEM_MERGE_OFF}</domain>")
             domains.append(connection.createXML(xml))
         for name in BACKINGS:
-            wait_settled(daemon.root / f"console-{name}", 60.0)
+            wait_settled(daemon.root / f"console-{name}", HANG_S)
         yield
     finally:
         for domain in domains:
@@ -319,7 +319,7 @@ def test_nosharepages_that_systemds_memoryksm_overrules_is_seen_also_by_doctor(
         for number, console in enumerate(consoles):
             start_guest(connection, twin(number, nosharepages=True), kernel=payload, console=console)
         for console in consoles:
-            wait_settled(console, 60.0)
+            wait_settled(console, HANG_S)
         ksm.merge_all()
         told = agent_home.told("guests", "--connect", daemon.uri)
         connection.close()

@@ -83,7 +83,7 @@ class HookedLibvirtd(PrivateLibvirtd):
 @contextmanager
 def killed_when_hanging(daemon: PrivateLibvirtd) -> Iterator[None]:
     """Kill the daemon when a hook hangs it: libvirt's calls would never return, and cannot be interrupted."""
-    guard = threading.Timer(90.0, daemon.kill)
+    guard = threading.Timer(0.9 * HANG_S, daemon.kill)
     guard.start()
     try:
         yield

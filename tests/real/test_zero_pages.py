@@ -32,7 +32,7 @@ def zero_bytes(running: list[RunningGuest]) -> int:
     return sum(zero_mapped_kib(one.pid) * 1024 for one in running)
 
 
-@pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page")
+@pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
 def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_guest(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
@@ -75,7 +75,7 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     assert alone == pytest.approx(left, rel=0.02), "what is free stays free when the agent has gone"
 
 
-@pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page")
+@pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
 def test_doctor_as_root_measures_what_use_zero_pages_would_bring(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome
 ) -> None:

@@ -331,6 +331,7 @@ def test_only_who_needs_a_group_asks_for_it(home: Home, capsys: pytest.CaptureFi
     assert "status_group" not in capsys.readouterr().err
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("planted", ["switch", "folder"])
 def test_what_is_planted_in_the_switchs_place_is_off_and_off_goes_on(
     home: Home, capsys: pytest.CaptureFixture[str], planted: str

@@ -103,6 +103,7 @@ def test_it_is_its_owners_alone_whatever_the_umask_and_not_inherited(paths: Runt
     os.close(fifo)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("mode", [0o620, 0o602])
 def test_a_fifo_that_others_may_write_to_is_refused(paths: RuntimePaths, mode: int) -> None:
     os.close(open_poke_fifo(paths))

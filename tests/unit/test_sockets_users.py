@@ -21,6 +21,8 @@ from virtksm.agent.sockets import MAX_CLIENTS, MAX_OF_A_READER, ControlServer, S
 from virtksm.errors import ConfigError
 from virtksm.paths import RuntimePaths
 
+pytestmark = pytest.mark.real
+
 GROUP, OTHER_GROUP = "daemon", "bin"
 GID = grp.getgrnam(GROUP).gr_gid
 NOBODY, SOMEBODY = 65534, 65533

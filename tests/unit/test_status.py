@@ -238,6 +238,7 @@ def test_a_host_that_neither_agent_nor_libvirt_tells_of_is_an_error(
     assert uri in told.err
 
 
+@pytest.mark.real
 def test_who_may_not_ask_sees_what_everybody_may_and_how_to_see_more(paths: RuntimePaths) -> None:
     folders = ["--runtime-dir", paths.root, "--state-dir", paths.state_dir]
     done = run_as_nobody(*folders, "status", "--connect", "qemu:///system")

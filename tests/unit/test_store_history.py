@@ -168,6 +168,7 @@ def test_an_interrupted_write_is_rolled_back_by_the_agent_and_told_to_readers(
     assert (history.samples(0), history.events(0), history.decisions(9)) == ((SAMPLE,), (EVENT,), (DECISION,))
 
 
+@pytest.mark.real
 def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -> None:
     with tempfile.TemporaryDirectory(prefix="vh", dir="/tmp") as folder:
         os.chown(folder, NOBODY, NOBODY)
@@ -188,6 +189,7 @@ def test_root_reads_what_the_agents_user_keeps_and_the_file_stays_that_users() -
         assert names(path) == ["local.history"]
 
 
+@pytest.mark.real
 def test_another_users_folder_is_not_written_to(path: Path) -> None:
     os.chown(path.parent, NOBODY, NOBODY)
     with pytest.raises(StateUnusable, match=f"belongs to user {NOBODY}"):
