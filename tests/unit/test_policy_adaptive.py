@@ -1026,7 +1026,7 @@ def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> floa
     return at_s - began_s
 
 
-def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_if_too_slow_to_measure_later_than_unmeasured() -> None:
+def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_last_if_too_slow_to_measure() -> None:
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6))
     slow_s, fast_s = (seconds_to_check_scan(rate, state) for rate in (100.0, 10_000.0))
     blind_s = seconds_to_check_scan(None, state)
