@@ -13,7 +13,13 @@ from virtksm.values import replace
 
 MIB = 1024
 SWAPPING = replace(HOST, swap_free_kib=900 * MIB)
-TOLD = {"pages_scanned": 1000, "ksm_zero_pages": 0, "thp_split_page": 10, "thp_underused_split_page": 2}
+TOLD = {
+    "pages_scanned": 1000,
+    "ksm_zero_pages": 0,
+    "thp_fault_alloc": 5,
+    "thp_split_page": 10,
+    "thp_underused_split_page": 2,
+}
 
 
 def seen(*rss_mib: int | None, host: HostMemory = HOST, pages_to_scan: int = 100, **counters: int) -> Snapshot:
@@ -74,6 +80,19 @@ def test_3_what_a_guest_grows_by_takes_back_its_own() -> None:
     assert freed_mib(FULL, freed, seen(450, 300, thp_split_page=400)) == [550, 200]
     assert freed_mib(FULL, freed, seen(450, 900, thp_split_page=400)) == [550, 0]
     assert freed_mib(FULL, freed, seen(450, 900, thp_split_page=400), freed) == [550, 0], "by balloon"
+
+
+def test_3_but_not_in_whole_huge_pages_that_the_guest_has_never_had_before() -> None:
+    freed = seen(400, 300, thp_split_page=400)
+    grown = seen(500, 300, thp_split_page=400, thp_fault_alloc=50)
+    assert freed_mib(FULL, freed, grown) == [600, 200]
+    assert freed_mib(FULL, freed, seen(500, 300, thp_split_page=400, thp_fault_alloc=25)) == [550, 200], "half of them"
+    assert freed_mib(FULL, freed, seen(500, 300, 100, thp_split_page=400, thp_fault_alloc=50)) == [550, 200, 0], (
+        "half of them are the new guest's"
+    )
+    fallen = seen(300, 300, thp_split_page=400, pages_to_scan=0)
+    assert freed_mib(FULL, freed, fallen, grown) == [500, 200], "its balloon had given back a half"
+    assert freed_mib(FULL, freed, grown, seen(400, 300, thp_split_page=400), grown) == [500, 200], "it had as much"
 
 
 def test_4_what_stops_takes_its_own_along_and_what_is_unread_keeps_it() -> None:

@@ -9,7 +9,8 @@ falls for other reasons, too. So from one pass to the next:
    is as old as the mapping: a kernel without it frees nothing so).
 2. Less the pages that merged into the zero page (ksm_zero_pages), as these are no longer resident either, and what swap
    has taken.
-3. What a guest grows by takes back its own first: it may write there again.
+3. What a guest grows by takes back its own first: it may write there again, page by page. Whole huge pages
+   (thp_fault_alloc) are new memory, as far as the guest has never had so much before.
 4. A guest that stops takes its own along. One whose memory cannot be read keeps it.
 5. Where pages_scanned has fallen, the machine has booted, and all begins anew.
 
@@ -38,6 +39,9 @@ class Freed(NamedTuple):
     swap_free_kib: int | None
     rss_kib: Mapping[str, int]
     kib: Mapping[str, int] = EMPTY
+    huge_faults: int | None = None
+    most_kib: Mapping[str, int] = EMPTY
+    """The most that each guest ever had: resident, and freed."""
 
 
 def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
@@ -59,11 +63,13 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
             for guest in guests
             if guest.rss_kib is not None or guest.key in kept_kib
         },
+        huge_faults=ksm.thp_fault_alloc,
     )
     if before is None:
-        return now
+        return replace(now, most_kib=now.rss_kib)
     grown_kib = {key: kib - kept_kib[key] for key, kib in now.rss_kib.items() if key in kept_kib}
-    kib = {key: before.kib[key] - max(grown_kib[key], 0) for key in before.kib.keys() & grown_kib.keys()}
+    new_share = _new_share(before, now, ksm.huge_page_kib)
+    kib = {key: _left_kib(key, before, now, new_share) for key in before.kib.keys() & grown_kib.keys()}
     fallen_kib = -sum(grown for grown in grown_kib.values() if grown < 0)
     has_scanned = ksm.settings.pages_to_scan or scanned != before.pages_scanned  # that changes at a batch's end alone
     freed_kib = _freed_kib(fallen_kib, before, now, ksm.huge_page_kib)
@@ -71,7 +77,25 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
         for key, grown in grown_kib.items():
             if grown < 0:
                 kib[key] = kib.get(key, 0) + -grown * freed_kib // fallen_kib
-    return replace(now, kib={key: one for key, one in kib.items() if one > 0})
+    kib = {key: one for key, one in kib.items() if one > 0}
+    held_kib = {key: rss_kib + kib.get(key, 0) for key, rss_kib in now.rss_kib.items()}
+    most_kib = {key: max(before.most_kib.get(key, 0), held) for key, held in held_kib.items()}
+    return replace(now, kib=kib, most_kib=most_kib)
+
+
+def _new_share(before: Freed, now: Freed, huge_page_kib: int) -> float:
+    """Return what share of all guests' growth whole huge pages can have been."""
+    if before.huge_faults is None or now.huge_faults is None:
+        return 0.0
+    grown_kib = sum(max(kib - before.rss_kib.get(key, 0), 0) for key, kib in now.rss_kib.items())
+    return min(max(now.huge_faults - before.huge_faults, 0) * huge_page_kib / grown_kib, 1.0) if grown_kib else 0.0
+
+
+def _left_kib(key: str, before: Freed, now: Freed, new_share: float) -> int:
+    """Return what of a guest's own is still free (rule 3)."""
+    kib, grown_kib = before.kib[key], max(now.rss_kib[key] - before.rss_kib[key], 0)
+    beyond_kib = max(now.rss_kib[key] + kib - before.most_kib.get(key, 0), 0)
+    return kib - grown_kib + min(int(grown_kib * new_share), beyond_kib)
 
 
 def _freed_kib(fallen_kib: int, before: Freed, now: Freed, huge_page_kib: int) -> int:
