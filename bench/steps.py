@@ -26,6 +26,15 @@ class Drift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grow:
+    """The guest fills so much more with pages of its own, at once. Only the simulator can."""
+
+    at_s: float
+    name: str
+    mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spoil:
     """From now on these guests give their common pages a new content, equal in all of them, whenever those have merged.
 

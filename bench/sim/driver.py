@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.sim.host import SimHost
-from bench.steps import Drift, Spoil, Start, Stop
+from bench.steps import Drift, Grow, Spoil, Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
 from virtksm.agent.coalesce import Coalescer
 from virtksm.model.decision import Trigger
@@ -27,13 +27,16 @@ WINDOW_S = 0.25
 """The agent's coalesce_ms."""
 
 
-Event = Start | Stop | Drift | Spoil
+Event = Start | Stop | Drift | Grow | Spoil
 Scenario = Sequence[Event]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A moment; `saved_pages` is what is truly saved, `t_s` counts from the beginning."""
+    """A moment; `saved_pages` is what is truly saved, but for what is rewritten once it has merged (Spoil).
+
+    `t_s` counts from the beginning.
+    """
 
     t_s: float
     saved_pages: int
@@ -70,7 +73,7 @@ def run_policy(
     """Play the scenario under a policy, until `until_s` seconds after its beginning."""
     cycle = Cycle(
         hypervisor=host,
-        local=host.facts,
+        local=None if "local_facts" in host.hidden else host.facts,
         policy=policy,
         store=FakeStore(),
         switch=FakeSwitch(),
@@ -146,9 +149,12 @@ def _happen(host: SimHost, event: Event) -> Trigger | None:
     if isinstance(event, Start):
         host.start(event.guest)
         return Trigger.STARTED
-    if isinstance(event, Drift):
+    if isinstance(event, Drift | Grow):
         own = host.guests_by_name[event.name].regions[-1]
-        own.drift(host.ksmd.trees, host.now_s, event.pages_per_s)
+        if isinstance(event, Drift):
+            own.drift(host.ksmd.trees, host.now_s, event.pages_per_s)
+        else:
+            own.grow(host.now_s, event.mib * 1024 // host.page_kib)
         return None
     if isinstance(event, Spoil):
         host.spoil = event
@@ -159,9 +165,11 @@ def _happen(host: SimHost, event: Event) -> Trigger | None:
 
 def take_sample(host: SimHost, t_s: float) -> Sample:
     """Sample the host."""
+    spoilers = host.spoil.names if host.spoil else ()
+    merged_pages = sum(host.guests_by_name[name].merged_pages()[1] for name in spoilers)
     return Sample(
         t_s=t_s,
-        saved_pages=host.saved_pages,
+        saved_pages=host.saved_pages - merged_pages * (len(spoilers) - 1) // max(len(spoilers), 1),
         full_scans=host.ksmd.full_scans,
         pages_scanned=host.ksmd.pages_scanned,
         ksmd_cpu_seconds=host.ksmd.cpu_seconds,

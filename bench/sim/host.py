@@ -42,12 +42,10 @@ class SimHost:
     guests_by_name: dict[str, SimGuest] = field(default_factory=dict)
     other_processes_by_name: dict[str, SimGuest] = field(default_factory=dict)
     """Processes that are no guests and let their memory merge (MemoryKSM=, prctl)."""
-    hides_other_processes: bool = False
-    """Their files in /proc may not be read."""
     hidden: frozenset[str] = frozenset()
-    """What this kernel does not tell: names of KSM's files and of vmstat's counters."""
-    measures_dirty_rates: bool = True
-    """libvirt tells how fast guests' memory changes."""
+    """What nobody tells: names of KSM's files and of vmstat's counters, `ksmd_cpu_seconds`, `dirty_rates`,
+    `other_processes` (their files in /proc may not be read), or `local_facts`: the host is another machine."""
+    page_kib: int = 4
     tells_images: bool = False
     """Guests' XML tells of which image they are; else they are strangers."""
     spoil: Spoil | None = None
@@ -101,6 +99,7 @@ class SimHost:
             now_s=self.now_s,
             fill_mib_per_s=self.fill_mib_per_s,
             overhead_kib=self.guest_overhead_kib,
+            page_kib=self.page_kib,
         )
 
     def stop(self, name: str) -> None:
@@ -157,7 +156,7 @@ class SimHost:
 
     def host_memory(self) -> HostMemory:
         used_kib = self.own_kib + sum(process.rss_kib(self.now_s) for process in self.processes)
-        free_kib = max(0, self.total_kib - used_kib + 4 * self.saved_pages)
+        free_kib = max(0, self.total_kib - used_kib + self.page_kib * self.saved_pages)
         return HostMemory(
             total_kib=self.total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0, available_kib=free_kib
         )
@@ -204,7 +203,7 @@ class SimFacts:
     def guests(self, running: tuple[Guest, ...]) -> tuple[Guest, ...]:
         now_s = self._host.now_s
         seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
-        for guest in seen.values() if self._host.measures_dirty_rates else ():
+        for guest in seen.values() if "dirty_rates" not in self._host.hidden else ():
             guest.measure_dirty(now_s, turn_every_s(len(seen)))
 
         def measured(one: Guest) -> Guest:
@@ -221,14 +220,14 @@ class SimFacts:
         host, seen = self._host, {guest.uuid: guest for guest in self._host.guests_by_name.values()}
         for one in running:
             seen[one.uuid].catch_up(host.ksmd.trees, host.now_s)
-            counted_kib, mapped_kib = (4 * pages for pages in seen[one.uuid].merged_pages())
+            counted_kib, mapped_kib = (host.page_kib * pages for pages in seen[one.uuid].merged_pages())
             yield one.key, MergedReading(taken_s=host.now_s, counted_kib=counted_kib, mapped_kib=mapped_kib)
 
     def other_processes_memory(self, running: tuple[Guest, ...]) -> OtherProcesses | None:
         other_processes_kib = [
             process.rss_kib(self._host.now_s) for process in self._host.other_processes_by_name.values()
         ]
-        if self._host.hides_other_processes:
+        if "other_processes" in self._host.hidden:
             return OtherProcesses(kib=0, processes=0, unread=len(other_processes_kib))
         return OtherProcesses(kib=sum(other_processes_kib), processes=len(other_processes_kib), unread=0)
 
@@ -240,6 +239,8 @@ class SimFacts:
         return None
 
     def ksmd_cpu_seconds(self) -> float | None:
+        if "ksmd_cpu_seconds" in self._host.hidden:
+            return None
         return int(self._host.ksmd.cpu_seconds / CPU_TICK_S + 1e-9) * CPU_TICK_S
 
     def ksm_counter(self, name: str) -> int | None:
@@ -274,7 +275,7 @@ class SimFacts:
         return CPUS
 
     def page_kib(self) -> int:
-        return 4
+        return self._host.page_kib
 
     def advisor_mode(self) -> str | None:
         return None if "advisor_mode" in self._host.hidden else "none"

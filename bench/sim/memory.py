@@ -14,7 +14,7 @@ from math import inf
 from bench.sim.pages import UNKNOWN, PageState
 from bench.sim.runs import Runs
 from bench.sim.trees import Content, Key, Trees
-from demo.guests import KEPT_MIB, PAGES_PER_MIB, PayloadGuest
+from demo.guests import KEPT_MIB, PayloadGuest
 from virtksm.agent.dirty_rates import MEASURE_S
 from virtksm.values import replace
 
@@ -120,6 +120,11 @@ class Region:
         self.is_drifting, self.rewrite_per_s = True, pages_per_s
         self.rewrite_from_s, self.rewrite_base = now_s, self.rewritten
 
+    def grow(self, now_s: float, pages: int) -> None:
+        """Fill so many pages more, as fast as at first."""
+        self.pages, self.settled_s, self.grow_per_s = self.filled(now_s), now_s, self.fill_per_s
+        self.most_pages = self.pages + pages
+
     def leave(self, trees: Trees) -> None:
         """Unmap all pages, as a process that ends does; ksmd will learn of it later."""
         for low, high, state in list(self.states.within(0, self.most_pages)):
@@ -143,6 +148,7 @@ class SimGuest:
     uuid: str
     domain_id: int
     overhead_kib: int
+    page_kib: int
     regions: list[Region] = field(default_factory=list)
     has_ended: bool = False
     dirty_kib_per_s: float | None = None
@@ -166,13 +172,13 @@ class SimGuest:
             pages_per_s = sum(region.written_per_s(now_s) for region in self.regions)
             if now_s < self._spoiled_s + MEASURE_S:
                 pages_per_s += self.regions[0].pages / MEASURE_S
-            mib_per_s = pages_per_s // PAGES_PER_MIB
+            mib_per_s = pages_per_s * self.page_kib // 1024
             self.dirty_kib_per_s = mib_per_s * 1024
 
     def rss_kib(self, now_s: float) -> int:
         """Tell its resident memory; merged pages are resident, too."""
         regions = self.regions[now_s < self.low_until_s :]
-        return self.overhead_kib + 4 * sum(region.filled(now_s) for region in regions)
+        return self.overhead_kib + self.page_kib * sum(region.filled(now_s) for region in regions)
 
     def merged_pages(self) -> tuple[int, int]:
         """Return how many of its pages ksmd counts as merged, and how many are."""
@@ -205,23 +211,31 @@ class SimGuest:
 
 
 def make_guest(
-    spec: PayloadGuest, *, uuid: str, domain_id: int, now_s: float, fill_mib_per_s: float, overhead_kib: int
+    spec: PayloadGuest,
+    *,
+    uuid: str,
+    domain_id: int,
+    now_s: float,
+    fill_mib_per_s: float,
+    overhead_kib: int,
+    page_kib: int,
 ) -> SimGuest:
     """Return a guest that starts now; `fill_mib_per_s` is how fast it fills unless its own options say slower."""
-    guest = SimGuest(spec=spec, uuid=uuid, domain_id=domain_id, overhead_kib=overhead_kib)
-    per_s = (spec.slow_mib_per_s or fill_mib_per_s) * PAGES_PER_MIB
-    settled_s = now_s + spec.content_mib * PAGES_PER_MIB / per_s
-    room = (spec.memory_mib - KEPT_MIB - spec.content_mib) * PAGES_PER_MIB
+    guest = SimGuest(spec=spec, uuid=uuid, domain_id=domain_id, overhead_kib=overhead_kib, page_kib=page_kib)
+    pages_per_mib = 1024 // page_kib
+    per_s = (spec.slow_mib_per_s or fill_mib_per_s) * pages_per_mib
+    settled_s = now_s + spec.content_mib * pages_per_mib / per_s
+    room = (spec.memory_mib - KEPT_MIB - spec.content_mib) * pages_per_mib
     # As in the payload: common pages are rewritten in step in all guests, counted from the same moment.
     in_step = int(settled_s) * spec.rewrite_common_per_s
     parts = [
         (Kind.COMMON, spec.image, spec.common_mib, spec.rewrite_common_per_s, in_step, 0.0, 0),
         (Kind.ZERO, 0, spec.zero_mib, 0, 0, 0.0, 0),
-        (Kind.OWN, spec.seed, spec.own_mib, spec.rewrite_per_s, 0, spec.grow_mib_per_min * PAGES_PER_MIB / 60, room),
+        (Kind.OWN, spec.seed, spec.own_mib, spec.rewrite_per_s, 0, spec.grow_mib_per_min * pages_per_mib / 60, room),
     ]
     from_s = now_s
     for kind, image, mib, rewrite_per_s, rewritten, grow_per_s, more in parts:
-        pages = mib * PAGES_PER_MIB
+        pages = mib * pages_per_mib
         guest.regions.append(
             Region(
                 guest=guest,

@@ -528,9 +528,10 @@ def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first
     assert "image-0" not in images
 
 
+@OF_ANY_PAGE_SIZE
 @pytest.mark.parametrize(("merged_kib", "ratio"), [(0, MIN_SHARE), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
-def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float) -> None:
-    assert share(scanned_once(merged_kib, pair_left=1).learned) == ratio
+def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float, page_kib: int) -> None:
+    assert share(scanned_once(merged_kib, pair_left=1, page_kib=page_kib).learned) == ratio
 
 
 @OF_ANY_PAGE_SIZE
@@ -548,12 +549,15 @@ def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> Adapt
     return decide_all(ALWAYS, ended, state=began)[1]
 
 
-@pytest.mark.parametrize("freed_by", [{"ksm_zero_pages": GIB // 8}, {"freed_kib": GIB // 2}])
+@pytest.mark.parametrize(
+    ("page_kib", "freed_by"),
+    [(4, {"freed_kib": GIB // 2}), *((kib, {"ksm_zero_pages": GIB // 2 // kib}) for kib in (4, 16, 64))],
+)
 def test_4_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
-    freed_by: dict[str, float],
+    page_kib: int, freed_by: dict[str, float]
 ) -> None:
     """All of a guest's memory is scanned the second time, and half of it comes free."""
-    counters = {"ksm_zero_pages": 0, "freed_kib": 0}
+    counters = {"ksm_zero_pages": 0, "freed_kib": 0, "page_kib": page_kib}
     before = having_scanned(once_kib=GIB, scans=scans(pair_left=1))
     began = begin_full_scan(snap(1, ONE, full_scans=5, **counters), before)
     ended = snap(2, {"a": GIB // 2}, full_scans=6, **{**counters, **freed_by})
