@@ -11,9 +11,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, OTHER_PROCESSES, add, age_changed, known_kib, total_kib
+from virtksm.policy.adaptive.changes import (
+    CHANGED,
+    OF_NONE,
+    OTHER_PROCESSES,
+    REWRITTEN,
+    add,
+    age_changed,
+    attribute,
+    known_kib,
+    total_kib,
+)
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Backlog, Learned
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -37,7 +47,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
     has_changed = not grown_kib.keys() <= {OTHER_PROCESSES}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
-    refilled = {CHANGED + key: kib for key, kib in refilled_kib.items() if kib}
     appeared = tuple(
         Appeared(now_s, key, kib - refilled_kib.get(key, 0))
         for key, kib in grown_kib.items()
@@ -73,19 +82,14 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
-    arrivals = state.arrivals
-    if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
-        arrivals = note_start(arrivals, now_s)
-    recent_share = RECENT_S / max(waited_s, RECENT_S)
-    lately = tuple(replace(one, kib=int(one.kib * recent_share)) if one.key in before_kib else one for one in appeared)
-    recent = tuple(
-        one
-        for one in _gather(arrivals.recent, lately, RECENT_S / STEPS)
-        if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S
-    )
-    learned = _charge(state, now_s, rewritten_kib, unmerged_kib, refilled)
+    arrivals = _note_arrivals(state, now_s, waited_s, appeared, guests_kib)
+    was_too_soon = is_too_soon(state, now_s)
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
-    changed = age_changed(snapshot, state, waited_s, rewritten_kib, unmerged_kib, refilled)
+    filled_anew_kib = sum(refilled_kib.values())
+    rewritten = attribute(snapshot, state, waited_s, rewritten_kib)
+    learned = _charge(state.learned, rewritten if was_too_soon else {}, filled_anew_kib * was_too_soon, unmerged_kib)
+    nobodys_kib = rewritten.get(REWRITTEN, 0.0) + filled_anew_kib
+    changed = age_changed(snapshot, state, waited_s, nobodys_kib, unmerged_kib)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
@@ -102,11 +106,24 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             changed=changed,
             changed_kib_s=min(changed_kib_s, MAX),
         ),
-        arrivals=replace(arrivals, recent=recent),
+        arrivals=arrivals,
         scans=replace(state.scans, current=current, changed=_within(state.scans.changed, all_kib)),
         learned=learned,
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def _note_arrivals(
+    state: AdaptiveState, now_s: float, waited_s: float, appeared: Sequence[Appeared], guests_kib: Mapping[str, int]
+) -> Arrivals:
+    """Note that guests have started, and what has appeared lately."""
+    arrivals, before_kib = state.arrivals, state.guests_kib
+    if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
+        arrivals = note_start(arrivals, now_s)
+    recent_share = RECENT_S / max(waited_s, RECENT_S)
+    lately = tuple(replace(one, kib=int(one.kib * recent_share)) if one.key in before_kib else one for one in appeared)
+    gathered = _gather(arrivals.recent, lately, RECENT_S / STEPS)
+    return replace(arrivals, recent=tuple(one for one in gathered if 0 <= now_s - one.at_s < RECENT_S))
 
 
 def _gather(before: Sequence[Appeared], appeared: Sequence[Appeared], step_s: float) -> Iterator[Appeared]:
@@ -152,15 +169,17 @@ def _count_given_back(
     return {key: kib for key, kib in given_back.items() if key in state.guests_kib}, refilled
 
 
-def _charge(
-    state: AdaptiveState, now_s: float, rewritten_kib: int, unmerged_kib: int, refilled: Mapping[str, float]
-) -> Learned:
-    """Count what was written to, if that was too soon after it had merged."""
-    learned = state.learned
-    if not is_too_soon(state, now_s):
-        rewritten_kib, refilled = 0, {}
-    rewritten_kib = min(max(learned.rewritten_kib + rewritten_kib - unmerged_kib, 0), MAX_SUM)
-    return replace(learned, rewritten_kib=rewritten_kib, refilled=add(learned.refilled, refilled))
+def _charge(learned: Learned, rewritten: Mapping[str, float], filled_anew_kib: int, unmerged_kib: int) -> Learned:
+    """Count what was written to too soon after it had merged.
+
+    What a guest filled anew may never have merged: it is charged to nothing but what was rewritten before.
+    """
+    charged = add(learned.rewritten, rewritten)
+    if filled_anew_kib and REWRITTEN in learned.pair:
+        charged[REWRITTEN] = charged.get(REWRITTEN, 0.0) + filled_anew_kib
+    if unmerged_kib:
+        charged[REWRITTEN] = max(charged.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)
+    return replace(learned, rewritten={key: min(kib, MAX_SUM) for key, kib in charged.items()})
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:

@@ -7,6 +7,7 @@ assumed; how much of it merges is learned by what full scans find (`worth`). Pur
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState
@@ -19,7 +20,7 @@ CHANGED = "changed "
 UNSEEN = CHANGED + "unseen"
 """The key of memory that is no known process's."""
 REWRITTEN = CHANGED + "rewritten"
-"""The key of merged pages that were written to beyond what was measured, and of what a dropped check scan was for."""
+"""The key of merged pages that were written to beyond what was measured, and of what guests filled anew."""
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
@@ -36,26 +37,29 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 
 
 def age_changed(
-    snapshot: Snapshot,
-    state: AdaptiveState,
-    passed_s: float,
-    rewritten_kib: int,
-    unmerged_kib: int,
-    refilled: Mapping[str, float],
+    snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float, unmerged_kib: int
 ) -> Mapping[str, float]:
-    """Return what has changed by key, `passed_s` later. Rates are without memory that appeared.
+    """Return what has changed by key, `passed_s` later; `rewritten_kib` beyond that. Rates are without new memory.
 
     No process changes more than it has that has not merged.
     """
-    before, lone, grown_kib = state.backlog.changed, lone_share(snapshot, state), 0.0
+    before, lone = state.backlog.changed, lone_share(snapshot, state)
     changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
-        more_kib = kib_per_s * passed_s
-        changed[key] = min(before.get(key, 0.0) + more_kib + refilled.get(key, 0.0), kib * lone)
-        grown_kib += more_kib
+        changed[key] = min(before.get(key, 0.0) + kib_per_s * passed_s, kib * lone)
     lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
-    changed[REWRITTEN] = min(changed[REWRITTEN] + max(rewritten_kib - grown_kib, 0.0), lone_kib)
+    changed[REWRITTEN] = min(changed[REWRITTEN] + rewritten_kib, lone_kib)
     return changed
+
+
+def attribute(snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float) -> Mapping[str, float]:
+    """Return whose the merged pages were that were written to: theirs whose memory changes so fast, else REWRITTEN."""
+    if not rewritten_kib:
+        return {}
+    more_kib = {key: kib_per_s * passed_s for key, (kib_per_s, _) in changing(snapshot, state).items() if kib_per_s}
+    times = min(rewritten_kib / (sum(more_kib.values()) or inf), 1.0)
+    theirs = {key: kib * times for key, kib in more_kib.items()}
+    return {**theirs, REWRITTEN: max(rewritten_kib - sum(theirs.values()), 0.0)}
 
 
 def changing(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, tuple[float, int]]:

@@ -145,11 +145,15 @@ class Scans(NamedTuple):
 class Ratio(NamedTuple):
     """The `share` of some memory that has merged and lasted, on average over the pairs of full scans before the last.
 
-    Each pair counts by how much it was for, and less than the next (worth.OLDER): together `kib`.
+    `lost` is the share that has merged and was rewritten too soon.
+
+    Each pair counts by how much it was for, and less than the next (worth.OLDER): together `kib`. What is assumed of
+    a process at first counts like a negligible part of its memory, so that less than that teaches little.
     """
 
     share: float
     kib: float
+    lost: float = 0.0
 
 
 class Learned(NamedTuple):
@@ -163,10 +167,8 @@ class Learned(NamedTuple):
     """What it was expected to merge."""
     merged_kib: int = 0
     """What it has merged."""
-    rewritten_kib: int = 0
-    """What of that was written to too soon."""
-    refilled: Mapping[str, float] = EMPTY
-    """What guests have given back and filled anew since, too soon: the same, of changed memory, by its keys."""
+    rewritten: Mapping[str, float] = EMPTY
+    """What was written to too soon, by the keys of changed memory (changes.attribute)."""
     saved_kib: int = 0
     """All that was saved when it had ended."""
     ended_s: float = 0.0
@@ -177,6 +179,10 @@ class Learned(NamedTuple):
     """What ksmd's scanning costs, as the last batch did."""
     full_scan_cost_s_per_kib: float | None = None
     """ksmd's CPU time that a full scan takes by estimate, for each KiB of memory; None before the first."""
+
+    @property
+    def rewritten_kib(self) -> float:
+        return sum(self.rewritten.values())
 
 
 class Watched(NamedTuple):

@@ -12,7 +12,7 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 from virtksm.model.snapshot import IMAGE, Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, add, changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
@@ -74,7 +74,10 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     price *= 1 + PRESSING * need.pressure
     worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
-        is_early = more_gain_kib_per_s * CHANGING_S > changed_gain_kib
+        told = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
+        is_early = shares.gain_kib(told) * CHANGING_S > shares.gain_kib(
+            {key: backlog.changed.get(key, 0.0) for key in told}
+        )
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
         worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
@@ -121,18 +124,28 @@ class Shares(NamedTuple):
 
     The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
     merges pays for itself. New memory of one of which nothing is known goes by its image. `lasting` is the share of all
-    that is saved which was not rewritten soon.
+    that is saved which was not rewritten soon, `saving` the share of merged pages that are not kept.
     """
 
     learned: Learned
     images: Mapping[str, str]
     lasting: float
+    saving: float
 
     def of(self, key: str) -> float:
         known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
         if known is not None:
             return known.share
         return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
+
+    def merging(self, key: str) -> float:
+        """Return what share is expected to merge, lasting or not; of what had merged before, as much of it as saves."""
+        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
+        if known is not None:
+            return known.share + known.lost
+        return (
+            self.saving if key == REWRITTEN else FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
+        )
 
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
@@ -149,7 +162,8 @@ def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
     images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
     learned = state.learned
     lasting = 1 - learned.rewritten_kib / max(learned.saved_kib, learned.rewritten_kib, 1)
-    return Shares(learned, images, lasting)
+    merging = snapshot.ksm.merging_pages
+    return Shares(learned, images, lasting, (snapshot.ksm.pages_sharing or 0) / merging if merging else 1.0)
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
@@ -176,7 +190,11 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             of_images[image] = of_images.get(image, 0.0) + kib
     scanned = {**pair, **of_images}
     ratios = {key: ratio_of(shares.learned, key) or one for key, one in shares.learned.ratios.items()}
-    newest = {key: ratios.get(key) or Ratio(shares.of(key), 0.0) for key in scanned}
+    begins_kib = {key: state.guests_kib.get(key.removeprefix(CHANGED), 0) / NEGLIGIBLE for key in scanned}
+    newest = {
+        key: ratios.get(key) or Ratio(share := shares.of(key), begins_kib[key], max(shares.merging(key) - share, 0.0))
+        for key in scanned
+    }
     older = [key for key in ratios if key.startswith(IMAGE) and key not in newest][-MAX_IMAGES:]
     known = {*state.guests_kib, *OF_NONE, *older}
     return replace(
@@ -186,11 +204,10 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             **newest,
         },
         pair=scanned,
-        expected_kib=shares.gain_kib(pair),
+        expected_kib=sum(kib * shares.merging(key) for key, kib in pair.items()),
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
-        rewritten_kib=0,
-        refilled=EMPTY,
+        rewritten=EMPTY,
         ended_s=snapshot.taken_s,
     )
 
@@ -198,12 +215,17 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
 def ratio_of(learned: Learned, key: str) -> Ratio | None:
     """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
-    What has merged of a pair nobody tells by guest: it is shared out as it was expected of each.
+    What has merged of a pair nobody tells by guest: it is shared out as it was expected of each. What was rewritten is
+    charged to whose it was; where it is nobody's, to what was rewritten before, else to all.
     """
     before, kib = learned.ratios.get(key), learned.pair.get(key)
     if before is None or not kib:
         return before
-    times = max(learned.merged_kib - learned.rewritten_kib, 0) / (learned.expected_kib or inf)
-    lasted = min(before.share * times, 1.0) - learned.refilled.get(key, 0) / kib
-    share = before.share + (lasted - before.share) * kib / (kib + before.kib)
-    return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) * OLDER)
+    merged = min((before.share + before.lost) * learned.merged_kib / (learned.expected_kib or inf), 1.0)
+    nobodys_kib = 0.0 if REWRITTEN in learned.pair else learned.rewritten.get(REWRITTEN, 0.0)
+    lasted = merged * (1 - min(nobodys_kib / (learned.merged_kib or inf), 1.0))
+    lasted -= learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0) / kib
+    lasted, weight = max(lasted, 0.0), kib / (kib + before.kib)
+    share = before.share + (lasted - before.share) * weight
+    lost = before.lost + (merged - lasted - before.lost) * weight
+    return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) * OLDER, lost=lost)
