@@ -13,7 +13,7 @@ from bench.sim.driver import Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
 from bench.sim.visit import Rules
-from bench.steps import Drift, Spoil, Start, Stop
+from bench.steps import Drift, Grow, Spoil, Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE, Settings
@@ -132,7 +132,10 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(page_kib:
 
 @pytest.mark.parametrize(
     "hidden",
-    ["nothing", "cow_ksm", "pages_scanned", "pages_skipped", "ksmd_cpu_seconds", "dirty_rates", "other_processes"],
+    [
+        *("nothing", "cow_ksm", "pages_scanned", "pages_skipped", "ksmd_cpu_seconds", "dirty_rates"),
+        *("other_processes", "local_facts"),
+    ],
 )
 @settings(max_examples=8)
 @given(change=changes(), tells_images=st.booleans())
@@ -145,7 +148,7 @@ def test_so_do_new_memory_and_content_that_becomes_equal_in_place_with_each_sign
     until_s = change.ends_s + LATEST_S + UNTIL_S
     ours = run_policy(host, ALWAYS, change.events, until_s=until_s, sample_every_s=10.0)
     common, equal = ((change.guests - 1) * pages for pages in (96 * PAGES_PER_MIB, change.pages))
-    is_soon = change.is_fast and hidden != "dirty_rates"
+    is_soon = change.is_fast and hidden not in ("dirty_rates", "local_facts")
     for at_s, pages in (
         (UNTIL_S, common),
         (change.ends_s + MEASURED_S, common + equal // 2 * is_soon),
@@ -179,12 +182,34 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(
     assert ours.cpu_until(at_s) - ours.cpu_until(3600.0) < 0.003 * 21 * 3600.0
 
 
-def spoilers(mib: int = 256, low_s: float = 0.0) -> list[Event]:
-    """Two guests of so much memory that rewrite their pages whenever those have merged."""
-    guest = PayloadGuest(name="", memory_mib=mib + 8, common_mib=mib, image=77)
+def spoilers(low_s: float = 0.0) -> list[Event]:
+    """Two guests of 256 MiB that rewrite their pages whenever those have merged."""
+    guest = PayloadGuest(name="", memory_mib=264, common_mib=256, image=77)
     names = ("bad0", "bad1")
     starts = [Start(at_s=60.0 + number, guest=replace(guest, name=name)) for number, name in enumerate(names)]
     return [*starts, Spoil(at_s=70.0, names=names, low_s=low_s)]
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "dirty_rates", "cow_ksm"])
+def test_what_they_rewrite_is_not_charged_to_a_guest_that_grows_beside_them(hidden: str) -> None:
+    """b grows by 100 MiB every five minutes, which are equal to a's: all of it merges."""
+    every_s, times = 300.0, 12
+    guest = PayloadGuest(name="", memory_mib=1600, common_mib=100, own_mib=1300)
+    events: list[Event] = [
+        Start(at_s=0.0, guest=replace(guest, name="a")),
+        Start(at_s=1.0, guest=replace(guest, name="b", own_mib=100)),
+        *(Grow(at_s=number * every_s, name="b", mib=100) for number in range(1, times + 1)),
+    ]
+    shares, waits_s = [], []
+    for more in ([], spoilers()):
+        ours = run_policy(new_host(hidden), ALWAYS, [*events, *more], until_s=(times + 4) * every_s)
+        told = [report.decision.reason.numbers for t_s, report in ours.passes if t_s > 2 * every_s]
+        shares.append([float(one["expected_ratio"] or 0.0) for one in told if one["new_kib"]])
+        saved = [(one.t_s, one.saved_pages) for one in ours.samples]
+        most = [(number * every_s, (100 + 100 * number + 90) * PAGES_PER_MIB) for number in range(1, times + 1)]
+        waits_s.append([next(t_s for t_s, pages in saved if pages >= least) - at_s for at_s, least in most])
+    assert min(shares[1]) >= mean(shares[0]) / 2
+    assert mean(waits_s[1]) <= 2 * mean(waits_s[0])
 
 
 def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
@@ -198,7 +223,7 @@ def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_beco
     """Four guests whose memory changes in place for two minutes, twice, beside two that rewrite."""
     old = PayloadGuest(name="", memory_mib=820, common_mib=100, own_mib=700)
     ends_s = (3720.0, 14_520.0)
-    events = [*(Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(4)), *spoilers(64)]
+    events = [*(Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(4)), *spoilers()]
     for end_s, one in product(ends_s, range(4)):
         events += [Drift(at_s=end_s - 120.0, name=f"old{one}", pages_per_s=400.0)]
         events += [Drift(at_s=end_s, name=f"old{one}", pages_per_s=0.0)]
@@ -421,7 +446,7 @@ def test_stopping_guests_do_no_harm(starts: list[Start], at_s: float, number: in
     assert ours.samples[-1].settings.pages_to_scan == 0
 
 
-@pytest.mark.parametrize("hidden", [[], ["pages_scanned"], ["pages_scanned", "ksmd_cpu_seconds"]])
+@pytest.mark.parametrize("hidden", [[], ["pages_scanned"], ["ksmd_cpu_seconds"], ["pages_scanned", "ksmd_cpu_seconds"]])
 @settings(max_examples=15)
 @given(
     storms(times=8),
