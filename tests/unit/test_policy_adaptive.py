@@ -531,7 +531,7 @@ def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first
 @OF_ANY_PAGE_SIZE
 @pytest.mark.parametrize(("merged_kib", "ratio"), [(0, MIN_SHARE), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
 def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float, page_kib: int) -> None:
-    assert share(scanned_once(merged_kib, pair_left=1, page_kib=page_kib).learned) == ratio
+    assert share(scanned_once(merged_kib, pair_left=1, page_kib=page_kib).learned) == pytest.approx(ratio, abs=0.005)
 
 
 @OF_ANY_PAGE_SIZE
@@ -837,8 +837,7 @@ def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_b
     after = decide_all(ALWAYS, fallen, refilled, state=state)[1]
     written_kib = GIB // 2 - new_kib
     assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, 0)
-    key = CHANGED + "a/1"
-    assert (after.learned.refilled.get(key, 0), after.backlog.changed[key]) == (written_kib, written_kib)
+    assert after.backlog.changed[REWRITTEN] == pytest.approx(written_kib, rel=0.01)
     grown = decide_all(ALWAYS, snap(3, {"a": 3 * GIB // 2}, full_scans=5, freed_kib=freed_kib), state=after)[1]
     assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
 
@@ -860,38 +859,44 @@ def test_3_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
         seen = snap(at_s, {"a": kib}, full_scans=5)
         return replace(seen, host=replace(seen.host, swap_free_kib=free_kib))
 
-    learned = Learned(pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
     story = swapped(1, GIB - 4, 8 * GIB), swapped(2, GIB // 4, 8 * GIB - 3 * GIB // 4), swapped(30, GIB, 8 * GIB)
-    after = decide_all(ALWAYS, *story, state=having_scanned(ONE, learned=learned))[1]
-    assert sum(after.learned.refilled.values()) <= 4
+    assert decide_all(ALWAYS, *story, state=having_scanned())[1].backlog.changed[REWRITTEN] <= 4
 
 
-def test_4_what_a_guest_fills_anew_is_charged_to_no_other() -> None:
-    """The last full scans were b's; a gives most of its memory back, and fills it anew soon."""
-    state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
-    learned = learn(snap(1, BOTH), state, {"b/1": GIB}, GIB // 2)
+def test_4_what_a_guest_fills_anew_is_charged_to_what_was_rewritten_before_alone() -> None:
+    """The last full scans were b's new memory; a gives most of its memory back, and fills it anew soon."""
+    costly = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
     story = snap(1, {"a": GIB // 4, "b": GIB}, full_scans=5), snap(2, BOTH, full_scans=5)
-    _, state = decide_all(ALWAYS, *story, state=having_scanned(BOTH, learned=learned))
-    assert state.learned.refilled == {CHANGED + "a/1": 3 * GIB // 4}
-    assert share(state.learned, "b/1") == share(learned, "b/1")
-    of_a = learn(snap(3, BOTH), state, {CHANGED + "a/1": GIB}, GIB // 4)
-    refilled = replace(of_a, refilled={CHANGED + "a/1": GIB})
-    assert share(refilled, CHANGED + "a/1") == MIN_SHARE < share(of_a, CHANGED + "a/1")
+    for pair, charged_kib in (({"b/1": GIB}, 0), ({"b/1": GIB, REWRITTEN: GIB}, 3 * GIB // 4)):
+        learned = learn(snap(0, BOTH), costly, pair, GIB)
+        learned = replace(learned, ended_s=0.0)
+        _, state = decide_all(ALWAYS, *story, state=having_scanned(BOTH, learned=learned))
+        assert state.learned.rewritten_kib == charged_kib
+        assert share(state.learned, "b/1") == share(learned, "b/1")
+    assert share(state.learned, REWRITTEN) < share(learned, REWRITTEN)
 
 
-def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_not_merge() -> None:
-    """b grows by 100 MiB again and again, half of which merges; each time 256 MiB that others rewrite merge, too."""
-    new_kib, rewritten_kib = 100 * 1024, 256 * 1024
+@pytest.mark.parametrize("sharing", [1, 7])
+def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_not_merge(sharing: int) -> None:
+    """b grows by 100 MiB again and again, half of which merges, and each time what others rewrite does, too.
+
+    That are as many places as a page has here on average; all but one of them are saved.
+    """
+    new_kib, merged_kib = 100 * 1024, 256 * 1024
+    rewritten_kib = merged_kib + merged_kib // sharing
     learned = Learned(ratios={"b/1": Ratio(0.5, GIB)}, full_scan_cost_s_per_kib=1e-6)
     for _ in range(14):
         backlog = Backlog(new={"b/1": new_kib}, changed={REWRITTEN: rewritten_kib})
         state = having_scanned(BOTH, backlog=backlog, learned=learned)
-        for at_s, full_scans, merged_kib in ((1, 5, 0), (2, 6, 0), (3, 7, rewritten_kib + new_kib // 2)):
-            seen = snap(at_s, BOTH, full_scans=full_scans, pages_sharing=merged_kib // 4)
+        known = {"pages_shared": GIB // 80, "pages_unshared": GIB // 4}
+        for at_s, full_scans, now_kib in ((1, 5, 0), (2, 6, 0), (3, 7, merged_kib + new_kib // 2)):
+            pages = sharing * GIB // 80 + now_kib // 4
+            seen = snap(at_s, BOTH, full_scans=full_scans, pages_sharing=pages, **known)
             _, state = decide_all(ALWAYS, seen, state=state, triggers=RETUNE)
         assert state.learned.pair == {"b/1": new_kib, REWRITTEN: pytest.approx(rewritten_kib, rel=1e-3)}
-        learned = replace(state.learned, rewritten_kib=rewritten_kib)
-    assert share(learned, "b/1") > 0.3
+        learned = replace(state.learned, rewritten={REWRITTEN: rewritten_kib})
+    assert share(learned, "b/1") == pytest.approx(0.5, rel=0.1)
+    assert share(learned, REWRITTEN) < 0.01
 
 
 def test_7_what_had_changed_when_a_full_scan_began_that_is_given_up_is_to_be_scanned_again() -> None:
@@ -1084,7 +1089,7 @@ def taught(*pairs: tuple[Mapping[str, float], int], state: AdaptiveState | None 
 def test_4_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
     state = taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3)
     one, other, stranger = (share(state.learned, CHANGED + key) for key in ("a/1", "b/1", "c/1"))
-    assert one < stranger < other == 1
+    assert one < stranger < other == pytest.approx(1, rel=0.01)
     in_vain = taught(({"b/1": GIB}, 0), state=state)
     assert share(in_vain.learned, CHANGED + "b/1") < other, "now it is charged"
     together = taught(({"a/1": GIB, "b/1": GIB}, GIB), state=state)
@@ -1122,7 +1127,7 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
             one, two = seen.guests
             seen = replace(seen, guests=(replace(one, can_merge=at_s < len(cow_kib)), two))
             _, state = decide_all(ALWAYS, seen, state=state)
-        return state.learned.rewritten_kib, round(state.backlog.changed[REWRITTEN] / GIB, 3)
+        return round(state.learned.rewritten_kib), round(state.backlog.changed[REWRITTEN] / GIB, 3)
 
     assert unmerge(GIB // 2, GIB) == (0, 0)
     assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, 0.5)

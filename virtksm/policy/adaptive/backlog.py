@@ -9,6 +9,7 @@ kernel's counters: one). Pure.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import inf
 
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import (
@@ -82,7 +83,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
-    arrivals = _note_arrivals(state, now_s, waited_s, appeared, guests_kib)
+    arrivals = _note_arrivals(state, now_s, waited_s, appeared, all_kib)
     was_too_soon = is_too_soon(state, now_s)
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
     filled_anew_kib = sum(refilled_kib.values())
@@ -114,16 +115,18 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 
 
 def _note_arrivals(
-    state: AdaptiveState, now_s: float, waited_s: float, appeared: Sequence[Appeared], guests_kib: Mapping[str, int]
+    state: AdaptiveState, now_s: float, waited_s: float, appeared: Sequence[Appeared], all_kib: Mapping[str, int]
 ) -> Arrivals:
     """Note that guests have started, and what has appeared lately."""
     arrivals, before_kib = state.arrivals, state.guests_kib
-    if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in guests_kib):
+    if state.taken_s is not None and any(key not in before_kib and key != OTHER_PROCESSES for key in all_kib):
         arrivals = note_start(arrivals, now_s)
     recent_share = RECENT_S / max(waited_s, RECENT_S)
     lately = tuple(replace(one, kib=int(one.kib * recent_share)) if one.key in before_kib else one for one in appeared)
     gathered = _gather(arrivals.recent, lately, RECENT_S / STEPS)
-    return replace(arrivals, recent=tuple(one for one in gathered if 0 <= now_s - one.at_s < RECENT_S))
+    return replace(
+        arrivals, recent=tuple(one for one in gathered if one.key in all_kib and 0 <= now_s - one.at_s < RECENT_S)
+    )
 
 
 def _gather(before: Sequence[Appeared], appeared: Sequence[Appeared], step_s: float) -> Iterator[Appeared]:
@@ -177,9 +180,8 @@ def _charge(learned: Learned, rewritten: Mapping[str, float], filled_anew_kib: i
     charged = add(learned.rewritten, rewritten)
     if filled_anew_kib and REWRITTEN in learned.pair:
         charged[REWRITTEN] = charged.get(REWRITTEN, 0.0) + filled_anew_kib
-    if unmerged_kib:
-        charged[REWRITTEN] = max(charged.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)
-    return replace(learned, rewritten={key: min(kib, MAX_SUM) for key, kib in charged.items()})
+    left = max(1 - unmerged_kib / (sum(charged.values()) or inf), 0.0)
+    return replace(learned, rewritten={key: min(kib * left, MAX_SUM) for key, kib in charged.items()})
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:
