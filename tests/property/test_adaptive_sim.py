@@ -208,7 +208,7 @@ def test_what_they_rewrite_is_not_charged_to_a_guest_that_grows_beside_them(hidd
         saved = [(one.t_s, one.saved_pages) for one in ours.samples]
         most = [(number * every_s, (100 + 100 * number + 90) * PAGES_PER_MIB) for number in range(1, times + 1)]
         waits_s.append([next(t_s for t_s, pages in saved if pages >= least) - at_s for at_s, least in most])
-    assert min(shares[1]) >= mean(shares[0]) / 2
+    assert min(shares[1], default=1.0) >= mean(shares[0]) / 2, "or it never waits"
     assert mean(waits_s[1]) <= 2 * mean(waits_s[0])
 
 

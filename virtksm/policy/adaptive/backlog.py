@@ -84,7 +84,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = _note_arrivals(state, now_s, waited_s, appeared, all_kib)
-    was_too_soon = is_too_soon(state, now_s)
+    is_second = current is not None and state.scans.pair_left <= 1  # what that has merged and lost it does not count
+    was_too_soon = is_too_soon(state, now_s) and not is_second
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
     filled_anew_kib = sum(refilled_kib.values())
     rewritten = attribute(snapshot, state, waited_s, rewritten_kib)

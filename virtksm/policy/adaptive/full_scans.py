@@ -64,6 +64,7 @@ def read_meter(snapshot: Snapshot) -> Meter:
     return Meter(
         taken_s=snapshot.taken_s,
         full_scans=ksm.full_scans or 0,
+        pages_shared=ksm.pages_shared or 0,
         pages_sharing=ksm.pages_sharing or 0,
         unmapped_kib=ksm.unmapped_kib,
         cpu_s=ksm.ksmd_cpu_seconds,
@@ -301,8 +302,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     used_s = _used_s(began, now)
     cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
-    # Counted as sharing until ksmd finds them.
-    net_kib -= snapshot.ksm.kib(_difference(began.cow_ksm, now.cow_ksm) or 0)
+    net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
     is_second = scans.pair_left <= 1
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
@@ -343,6 +343,16 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             else max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on)),
         ),
     )
+
+
+def _lost_pages(began: Meter, now: Meter) -> int:
+    """Return what was lost again in a full scan: written to, it is counted as sharing until ksmd finds it.
+
+    Of pages that are written to as many were saved as of those that merged meanwhile.
+    """
+    pages, saved = _difference(began.cow_ksm, now.cow_ksm) or 0, now.pages_sharing - began.pages_sharing
+    kept = now.pages_shared - began.pages_shared
+    return pages * saved // (saved + kept) if saved > 0 and kept > 0 else pages
 
 
 def expect_of_one_more(

@@ -25,6 +25,7 @@ class Meter(NamedTuple):
 
     taken_s: float
     full_scans: int
+    pages_shared: int
     pages_sharing: int
     unmapped_kib: int
     cpu_s: float | None
