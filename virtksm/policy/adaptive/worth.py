@@ -216,13 +216,15 @@ def ratio_of(learned: Learned, key: str) -> Ratio | None:
     """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each. What was rewritten is
-    charged to whose it was; where it is nobody's, to what was rewritten before, else to all.
+    charged to whose it was; where it is nobody's, to all that had changed, and to new memory where none had been
+    rewritten before.
     """
     before, kib = learned.ratios.get(key), learned.pair.get(key)
     if before is None or not kib:
         return before
     merged = min((before.share + before.lost) * learned.merged_kib / (learned.expected_kib or inf), 1.0)
-    nobodys_kib = 0.0 if REWRITTEN in learned.pair else learned.rewritten.get(REWRITTEN, 0.0)
+    is_nobodys = key.startswith(CHANGED) or REWRITTEN not in learned.pair
+    nobodys_kib = learned.rewritten.get(REWRITTEN, 0.0) if is_nobodys and key != REWRITTEN else 0.0
     lasted = merged * (1 - min(nobodys_kib / (learned.merged_kib or inf), 1.0))
     lasted -= learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0) / kib
     lasted, weight = max(lasted, 0.0), kib / (kib + before.kib)
