@@ -129,6 +129,27 @@ def test_the_fleets_clusters_are_found_where_there_are_sums_alone() -> None:
     assert metrics_in(clusters["query"]["query"]) <= RECORDED
 
 
+@pytest.mark.parametrize("recorded", ["instance:virtksm_saved:ratio", "instance:virtksm_ksmd_cpu:rate5m"])
+def test_a_host_that_rests_is_not_among_those_whose_guests_are_the_worst(tmp_path: Path, recorded: str) -> None:
+    """For want of ten others it would be told to have guests that have little in common, or that rewrite."""
+    (asked,) = [one for one in expressions(read_dashboard(FLEET)) if recorded in one]
+    values = {"at rest": 0, "bad": 0.01}
+    test = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'{recorded}{{instance="{name}"}}', "values": f"{value}x9"} for name, value in values.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": as_asked(asked, rate="1m"),
+                "eval_time": "5m",
+                "exp_samples": [{"labels": '{instance="bad"}', "value": 0.01}],
+            }
+        ],
+    }
+    assert_promtool_agrees(test, tmp_path)
+
+
 def test_the_agents_memory_and_cpu_are_not_those_of_the_node_exporter_that_has_its_text_file(tmp_path: Path) -> None:
     asked = [as_asked(one, rate="1m") for one in expressions(read_dashboard(HOSTS)) if "process_" in one]
     process = ("process_resident_memory_bytes", "process_cpu_seconds_total", "virtksm_up")

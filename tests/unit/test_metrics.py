@@ -120,6 +120,14 @@ def test_ksm_is_missed_only_while_virtksm_is_on(run: int, off: Pause | None, *, 
     assert found["virtksm_paused"] == {(): off is not None}
 
 
+def test_ksm_is_not_missed_where_virtksm_only_observes() -> None:
+    tally, report = Tally(), a_pass(run=0)
+    tally.passed(report, None, 1.0)
+    at = moment(tally, report)
+    found = measure(replace(at, agent=replace(at.agent, policy="observe")))
+    assert found["virtksm_ksm_off_while_wanted"] == {(): False}
+
+
 def test_the_backlog_is_the_adaptive_policys_alone() -> None:
     report = a_pass()
     found = measured(report)

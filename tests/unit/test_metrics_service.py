@@ -15,9 +15,9 @@ from tests.unit.test_metrics import moment
 from tests.unit.test_metrics_server import ask, request
 from virtksm.agent.metrics.counters import Tally
 from virtksm.agent.metrics.service import Metrics, Page
-from virtksm.agent.metrics.textfile import Textfile
+from virtksm.agent.metrics.textfile import ALIVE_S, Textfile
 from virtksm.agent.status import AgentFacts
-from virtksm.config.schema import MetricsParams
+from virtksm.config.schema import MetricsParams, all_keys
 from virtksm.errors import VirtksmError
 
 
@@ -72,6 +72,11 @@ class Faulty:
 
     def metrics(self) -> Metrics:
         return Metrics(Page(Tally(), self.agent, FakeFacts()), self.told.append)
+
+
+def test_no_configuration_has_the_file_written_less_often_than_every_minute() -> None:
+    """By docs/metrics.md, and what judges its age."""
+    assert all_keys()["metrics.textfile_s"].bounds[1] <= ALIVE_S <= 60
 
 
 async def test_a_fault_in_making_them_is_told_and_the_file_is_kept_on(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ class MetricsParams(NamedTuple):
         "For hosts that have node_exporter and want no further port.",
     )
     textfile_s: int = key(
-        15, "Shortest time between two writings of the file.", "A usual scrape interval.", bounds=(1, 120, "s")
+        15, "Shortest time between two writings of the file.", "A usual scrape interval.", bounds=(1, 60, "s")
     )
     guests: int = key(
         50,

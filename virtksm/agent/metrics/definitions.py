@@ -92,7 +92,9 @@ def _savings(read: Callable[[GuestSavings], Values | int]) -> Read:
 
 def _ksm_off_while_wanted(at: Moment) -> bool | None:
     run = None if at.agent.current is None else at.agent.current.ksm.run
-    return None if run is None or at.tally.is_off is None else run != 1 and not at.tally.is_off
+    if run is None or at.tally.is_off is None:
+        return None
+    return run != 1 and not at.tally.is_off and at.agent.policy != "observe"
 
 
 def _room(at: Moment) -> Values | None:
@@ -159,7 +161,7 @@ METRICS = (
              lambda at: max(at.tally.connections - 1, 0)),
     # KSM.
     _gauge("paused", "1: `virtksm pause` is in force.", lambda at: at.tally.is_off),
-    _gauge("ksm_off_while_wanted", "1: `run` is not 1, and virtksm is not paused.",
+    _gauge("ksm_off_while_wanted", "1: `run` is not 1, and virtksm neither is paused nor observes.",
            _ksm_off_while_wanted),
     _gauge("idle", "1: the last decision was to idle.",
            lambda at: None if at.agent.last is None else at.agent.last.decision.is_idle),

@@ -24,6 +24,8 @@ MAX_AGE_S = 5.0
 """Of a reading; 150 guests take some 10 ms."""
 LIMIT_S = 2.0
 """How long a page waits for a reading: a fifth of what Prometheus waits for a page by default."""
+STAYS = 2
+"""Chosen."""
 
 SavedBytes = list[tuple[Guest, int]]
 
@@ -44,8 +46,8 @@ class GuestSavings:
 class GuestLedger:
     """The last reading; to be used from one asyncio loop.
 
-    The guests that are shown are those on which KSM saves most, and then the same as long as they run: no series comes
-    and goes because two guests save about the same.
+    The guests that are shown are those on which KSM saves most. One gives its place only to one of which more than
+    STAYS times as much is saved: no series comes and goes because two guests save about the same.
     """
 
     def __init__(self, facts: GuestFacts, *, limit_s: float = LIMIT_S) -> None:
@@ -79,7 +81,12 @@ class GuestLedger:
 
     def choose(self, saved: SavedBytes, host_bytes: int, running: int, max_shown: int) -> GuestSavings:
         """Share out what KSM saves, of which `saved` is known, on so many running guests."""
-        ranked = sorted(saved, key=lambda one: (one[0].uuid not in self._shown, -one[1], one[0].uuid))
+
+        def rank(one: tuple[Guest, int]) -> tuple[int, bool, str]:
+            is_shown = one[0].uuid in self._shown
+            return -one[1] * (STAYS if is_shown else 1), not is_shown, one[0].uuid
+
+        ranked = sorted(saved, key=rank)
         shown, rest = ranked[:max_shown], ranked[max_shown:]
         self._shown = frozenset(guest.uuid for guest, _ in shown)
         return GuestSavings(
