@@ -17,10 +17,10 @@ export function showFacts(status) {
     setText(byId("committed"), now === null || now.guests === null ? "" : `${formatBytes(now.committed_bytes)} resident`);
     setText(byId("state"), stateText(status));
     setText(byId("next"), status && status.next_pass_s !== null
-        ? `next check in ${formatDuration(status.next_pass_s)}`
+        ? `next pass in ${formatDuration(status.next_pass_s)}`
         : "");
     setText(byId("why"), last === null
-        ? "no check yet"
+        ? "no pass yet"
         : `${last.decision.reason} (rule ${last.decision.rule})`);
     showScan((status && status.full_scan) || null);
 }

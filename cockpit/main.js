@@ -272,7 +272,7 @@ async function retune() {
     const { pass } = await askToAct({ op: "retune", uri: status.uri, dry_run: false });
     if (pass.refused.length)
         throw new Problem(FAILED, pass.refused.map(one => one.message).join("; "));
-    return `Checked (${OUTCOMES[pass.outcome] || pass.outcome}): ${pass.decision.reason}`;
+    return `Pass made (${OUTCOMES[pass.outcome] || pass.outcome}): ${pass.decision.reason}`;
 }
 
 async function apply() {

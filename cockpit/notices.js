@@ -58,9 +58,9 @@ function ofAgent(status) {
     if (status.agent && stranded.possible)
         notices.push({ level: "danger", title: "ksmd may keep scanning until libvirt answers",
                        text: stranded.worst_core_percent === null
-                           ? "The first check has not returned."
+                           ? "The first pass has not returned."
                            : `It may take up to ${stranded.worst_core_percent} % of a core.` });
     for (const text of last === null ? [] : last.warnings)
-        notices.push({ level: "warning", title: "Warning of the last check", text });
+        notices.push({ level: "warning", title: "Warning of the last pass", text });
     return notices;
 }

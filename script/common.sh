@@ -3,8 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:/usr/sbin:/sbin
-# Programs' words are read; other users read what is made; root may work in a user's checkout.
-export LC_ALL=C.UTF-8 GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=$PWD
+# As script/setup has it; and root may work in a user's checkout.
+export LC_ALL=C.UTF-8 PIP_CACHE_DIR=${PIP_CACHE_DIR:-$PWD/build/pip}
+export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=$PWD
 umask 022
 ksm=/sys/kernel/mm/ksm
 ksm_lock=/run/lock/virtksm-ksm.lock

@@ -42,6 +42,7 @@ from tests.boot.inside import (
     wait,
     wait_logged,
 )
+from tests.lab.ports import free_port
 
 INSTALLED = Path("/opt/virtksm")
 RULES = Path("/etc/polkit-1/rules.d")
@@ -67,9 +68,11 @@ ASKS_OTHER_DRIVERS = (
 )
 """What the monolithic daemon serves, and each of the modular daemons a part of."""
 TEXTFILE = Path("/var/lib/virtksm/virtksm.prom")
+ADDRESS = f"127.0.0.1:{free_port()}"
+"""The container has this machine's network."""
 METRICS = f"""\
 [metrics]
-listen = "127.0.0.1:9876"
+listen = "{ADDRESS}"
 textfile = "{TEXTFILE}"
 textfile_s = 1
 """
@@ -263,7 +266,7 @@ def restart_and_wait_for_metrics(line: str) -> None:
 def metrics() -> str:
     """Return what the agent serves, nothing where it does not answer."""
     try:
-        with urllib.request.urlopen("http://127.0.0.1:9876/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{ADDRESS}/metrics", timeout=10) as answer:
             return str(answer.read().decode("utf-8"))
     except OSError:
         return ""

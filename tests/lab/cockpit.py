@@ -132,10 +132,7 @@ class CockpitHost:
                 self._made.append(place)
         folder = shlex.quote(str(self._folder))
         binds = [f"mount --bind {folder}/{name} {covered}" for name, covered in _COVERED.items()]
-        binds += [
-            f"mount --bind {shlex.quote(str(source))} {folder}/{name}"
-            for name, source in (("tree", PROJECT), ("venv", Path(sys.prefix).resolve()))
-        ]
+        binds.append(f"mount --bind {shlex.quote(str(Path(sys.prefix).resolve()))} {folder}/venv")
         binds.append(f"mount --bind {shlex.quote(str(self._sockets))} /run/libvirt")
         script = " && ".join([*binds, "echo ready", "exec sleep infinity"])
         holder = self._start(["unshare", "--mount", "--propagation", "private", "sh", "-c", script], subprocess.PIPE)
@@ -156,8 +153,12 @@ class CockpitHost:
         """Make the folders, the command, and the page as docs/guide.md installs it."""
         for name in (*_COVERED, "etc/conf.d", "tree", "venv", "bin", "share"):
             (self._folder / name).mkdir()
-        # By another path than the tree's own, which may lie where nobody else may read.
+        # Not the tree's own, where nobody else may read.
         python, tree = self._folder / "venv" / "bin" / "python", self._folder / "tree"
+        (tree / "tests").mkdir()
+        for name in ("cockpit", "tests/lab", "virtksm"):
+            places = (str(PROJECT / name), str(tree / name))
+            subprocess.run(["cp", "-r", "--no-preserve=mode", "--preserve=timestamps", *places], check=True)
         _write_program(self._folder / "bin" / "virtksm", f'PYTHONPATH={tree} exec {python} -m virtksm "$@"')
         page = self._folder / "share" / "cockpit"
         page.mkdir()

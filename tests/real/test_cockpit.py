@@ -190,7 +190,7 @@ def test_it_shows_what_the_commands_say_and_what_happens_next(
 
     page.get_by_role("button", name="Retune now").click()
     agent.wait_for_pass("retune")
-    expect(page.locator("#result")).to_contain_text("Checked (no change)")
+    expect(page.locator("#result")).to_contain_text("Pass made (no change)")
     expect(page.locator("#decisions tbody tr").first.locator("[data-label='Trigger']")).to_have_text("retune")
     assert looked.complaints == []
 

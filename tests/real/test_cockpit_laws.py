@@ -182,7 +182,7 @@ def test_guests_of_whom_nothing_is_known_come_last_either_way(page: Page) -> Non
         ({"libvirt": {"answers": False, "error": "no answer", "waiting_for": "pass"}}, "no answer"),
         ({"libvirt": {"answers": False, "error": None, "waiting_for": "open"}}, "Waiting for open"),
         ({"stranded": {"possible": True, "worst_core_percent": 12.5}}, "It may take up to 12.5 % of a core"),
-        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first check has not returned"),
+        ({"stranded": {"possible": True, "worst_core_percent": None}}, "The first pass has not returned"),
         ({"last_pass": {"warnings": ["of this"], "exposed": None}}, "of this"),
         ({"last_pass": {"warnings": ["private guest 'vault' can merge"], "exposed": ["vault"]}}, "'vault' can merge"),
         ({"last_pass": None}, None),

@@ -107,12 +107,12 @@ def test_a_full_scan_is_told_with_the_time_left_from_now_on(left_s: float | None
             {},
             [
                 "Libvirt    connected",
-                "Last check 10 s ago (started): settings changed",
-                "Next       check in 4 s",
+                "Last pass  10 s ago (started): settings changed",
+                "Next       pass in 4 s",
                 "Reason     as told (rule told)",
             ],
         ),
-        ({"last": None, "last_s": None, "next_s": None}, ["Reason     no check yet", "Next       no check is planned"]),
+        ({"last": None, "last_s": None, "next_s": None}, ["Reason     no pass yet", "Next       no pass is planned"]),
         (
             {"lost_s": 940.0, "error": "refused"},
             [
@@ -122,7 +122,7 @@ def test_a_full_scan_is_told_with_the_time_left_from_now_on(left_s: float | None
         ),
         ({"lost_s": 940.0, "last": None}, ["Warning    ksmd may keep scanning until libvirt answers"]),
         ({"waiting": LATE, "last": None}, ["Warning    ksmd may keep scanning until libvirt answers"]),
-        ({"next_s": 990.0}, ["Next       check in 0 s"]),
+        ({"next_s": 990.0}, ["Next       pass in 0 s"]),
     ],
 )
 def test_people_are_told_what_the_agent_knows(changes: dict[str, Any], told: list[str]) -> None:

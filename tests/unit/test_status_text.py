@@ -50,7 +50,7 @@ def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() ->
         "Last hour  " + " " * 28 + "▁█ up to 0.5 MiB",
         "ksmd       3.2 % of a core (last 5 min), 12.3 s CPU since boot",
         "Reason     as told",
-        "Next       check in 4 s",
+        "Next       pass in 4 s",
     ]
     of_old, of_new = (line.split() for line in lines[-2:])
     assert (of_old[0], len(of_old[1]), of_old[3:]) == ("Events", len("2026-11-25"), ["vm", "stopped"])
@@ -61,7 +61,7 @@ def test_a_glance_tells_what_is_saved_at_what_price_why_and_what_comes_next() ->
         "           0.4 MiB by shared pages, 0.1 MiB by zero pages, 0.0 MiB given back by split huge pages",
         "Settings   pages_to_scan 400, sleep_millisecs 10, merge_across_nodes 1",
         "Reason     as told (rule told)",
-        "Last check 10 s ago (timer): settings changed",
+        "Last pass  10 s ago (timer): settings changed",
     }
 
 
@@ -149,7 +149,7 @@ def test_who_rewrites_is_named_and_why_that_is_unknown() -> None:
 def test_a_pass_that_did_not_go_well_stands_out() -> None:
     last = replace(a_pass(), outcome=Outcome.YIELDED)
     told = shown(agent_facts(last=last, current=after_pass(last)))
-    assert ("warn", "Last check", "10 s ago (timer): yielded") in rows(told)
+    assert ("warn", "Last pass", "10 s ago (timer): yielded") in rows(told)
 
 
 def test_the_bar_is_of_ascii_where_the_terminal_knows_no_blocks() -> None:

@@ -41,8 +41,8 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
         ("virtksm explain --follow", "each decision when it is made, until Ctrl-C"),
     ),
     ("wait",): (
-        ("virtksm wait --settled", "return once the memory of all guests is scanned"),
-        ("virtksm wait --settled --timeout 10m", "wait for 10 minutes at most; the exit code says how it ended"),
+        ("virtksm wait", "return once the memory of all guests is scanned"),
+        ("virtksm wait --timeout 10m", "wait for 10 minutes at most; the exit code says how it ended"),
     ),
     ("retune",): (
         ("sudo virtksm retune", "evaluate now, after a change of the configuration"),
@@ -77,7 +77,7 @@ EXAMPLES: Mapping[Words, Sequence[tuple[str, str]]] = {
     ),
     ("fleet", "doctor"): (("virtksm fleet doctor --hosts hosts.txt --json", "what to mend where, for scripts"),),
     ("fleet", "pause"): (("sudo virtksm fleet pause --hosts hosts.txt", "stop scanning on hosts without an agent"),),
-    ("fleet", "resume"): (("sudo virtksm fleet resume --hosts hosts.txt", "let it scan again"),),
+    ("fleet", "resume"): (("sudo virtksm fleet resume --hosts hosts.txt", "let them scan again"),),
     ("trace", "record"): (("sudo virtksm trace record --for 1h host.trace", "record an hour"),),
     ("trace", "replay"): (
         ("virtksm trace replay --policy ksmtuned host.trace", "what would ksmtuned have done?"),

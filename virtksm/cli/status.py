@@ -38,7 +38,7 @@ MAX_OWN_POINTS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-v", "--verbose", action="store_true", help="show settings, rule and last check, too")
+    parser.add_argument("-v", "--verbose", action="store_true", help="show settings, rule and last pass, too")
     add_watch_option(parser)
 
 

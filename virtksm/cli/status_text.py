@@ -130,7 +130,7 @@ def _ksmd_text(ksmd: Mapping[str, Any]) -> str:
 def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
     last, next_pass_s = status["last_pass"], status["next_pass_s"]
     if last is None:
-        yield "", "Reason", "no check yet"
+        yield "", "Reason", "no pass yet"
     else:
         rule = f" (rule {last['decision']['rule']})" if verbose else ""
         yield "", "Reason", f"{last['decision']['reason']}{rule}"
@@ -138,8 +138,8 @@ def _pass_rows(status: Mapping[str, Any], *, verbose: bool) -> Iterator[Row]:
         if verbose or not went_well:
             ago = f"{_duration(status['last_pass_ago_s'] or 0.0)} ago ({', '.join(last['triggers'])})"
             outcome = OUTCOMES.get(last["outcome"], last["outcome"])
-            yield "" if went_well else "warn", "Last check", f"{ago}: {outcome}"
-    yield "", "Next", "no check is planned" if next_pass_s is None else f"check in {_duration(next_pass_s)}"
+            yield "" if went_well else "warn", "Last pass", f"{ago}: {outcome}"
+    yield "", "Next", "no pass is planned" if next_pass_s is None else f"pass in {_duration(next_pass_s)}"
     if status["stranded"]["possible"] is not False:
         yield "bad", "Warning", _stranded_text(status["stranded"])
     yield from (("warn", "Warning", note) for note in (last or {}).get("warnings", ()))

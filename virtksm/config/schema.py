@@ -213,7 +213,7 @@ class Config(NamedTuple):
     keepalive_s: int = key(
         10,
         "A connection silent for this long is tested, and closed after as long again. "
-        "A reload is for the next connection.",
+        "New values are for new connections.",
         "A hanging libvirtd is given up after 20 s; testing twice as often costs twice the wake-ups.",
         bounds=(1, 3600, "s"),
     )

@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="draw that much of the agent's history: 90s, 30m, 24h (default: 24h; it has a day)",
     )
     parser.add_argument(
-        "--output", "-o", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
+        "-o", "--output", metavar="FILE", type=picture, required=True, help="where to: a name ending in .svg or .png"
     )
 
 
