@@ -164,8 +164,8 @@ class Maintained:
 
     def do(self, script: str, *arguments: str, is_enabled: bool = True) -> list[str]:
         """Return what a maintainer script has systemctl do to a unit."""
-        answer = f"case $* in *is-enabled*) [ {int(is_enabled)} = 1 ] && echo enabled;; *) echo $* >>{self._calls};; esac"
-        self._write("systemctl", f"#!/bin/sh\n{answer}")
+        asked = f"[ {int(is_enabled)} = 1 ] && echo enabled"
+        self._write("systemctl", f"#!/bin/sh\ncase $* in *is-enabled*) {asked};; *) echo $* >>{self._calls};; esac")
         self._calls.touch()
         text = (PACKAGING / "debian" / f"virtksm.{script}").read_text(encoding="utf-8")
         for there, here in self._moved.items():
