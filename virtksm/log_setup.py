@@ -112,20 +112,27 @@ class LineQueue:
                 if not self._lines:
                     return
                 line, is_entry = self._lines.popleft()
-            if is_entry:
-                _send_entry(self.journal, line)
-            else:
-                _write_whole(self._descriptor, line)
-            with self._changed:
-                dropped = 0 if self._lines else self.dropped
-                self.dropped -= dropped
-            if dropped:
-                get_logger().warning(
-                    "log_lines_dropped", message=f"{dropped} lines are missing: {UNREAD}", lines=dropped, remedy=UNREAD
-                )
+            try:
+                self._hand_over_one(line, is_entry=is_entry)
+            except Exception:  # noqa: BLE001  # the outermost layer of this thread; there is no other place to report it
+                with self._changed:
+                    self.dropped += 1
             with self._changed:
                 self._waiting -= len(line)
                 self._changed.notify_all()
+
+    def _hand_over_one(self, line: bytes, *, is_entry: bool) -> None:
+        if is_entry:
+            _send_entry(self.journal, line)
+        else:
+            _write_whole(self._descriptor, line)
+        with self._changed:
+            dropped = 0 if self._lines else self.dropped
+            self.dropped -= dropped
+        if dropped:
+            get_logger().warning(
+                "log_lines_dropped", message=f"{dropped} lines are missing: {UNREAD}", lines=dropped, remedy=UNREAD
+            )
 
 
 Stream = TextIO | LineQueue

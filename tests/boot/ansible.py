@@ -311,12 +311,14 @@ class RollOut:
         self.plain.claim_ksm_untouched()
 
     def starts_nothing(self) -> None:
-        """a new host with a fault in its configuration fails; neither agent nor KSM's switch starts"""
+        """a new host with a fault in its configuration fails; neither agent nor KSM's switch starts, nor at a reboot"""
         self.broken.run("DEBIAN_FRONTEND=noninteractive apt-get -y purge virtksm")
         self.broken.set_ksm(KSM)
         self._configs[self.broken.name] = {"coalesce": 1}
         self.play("--limit", self.broken.name).claim_failed(self.broken)
         self.broken.run("virtksm --version")
+        forgets = "rm -rf /run/systemd/system/virtksm* && systemctl daemon-reload"
+        self.broken.run(f"{forgets} && systemctl start {' '.join(UNITS)}")  # as a reboot does
         for unit in UNITS:
             claim(not self.broken.can(f"systemctl is-active {unit}"), f"{unit} is active")
         self.broken.claim_ksm_untouched()

@@ -137,35 +137,68 @@ def test_a_libvirt_that_does_not_answer_stops_no_removal() -> None:
         assert re.findall(r"(\S+ \d+) virtksm restore", script) == ["--kill-after=5 60"]
 
 
+class Maintained:
+    """A root of its own for Debian's maintainer scripts, with its own deb-systemd-invoke; systemctl notes its calls."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._calls = root, root / "calls"
+        self._moved = {
+            "/usr/share/debconf/confmodule": self._write("confmodule", "db_get() { RET=true; }"),
+            "/run/systemd/system": root,
+            "/run/virtksm": self._write("run/installs", "").parent,
+            "/var/lib/virtksm": root / "absent",
+            "/etc/ksmtuned.conf": root / "absent",
+        }
+        for name in ("virtksm", "deb-systemd-helper"):
+            self._write(name, "#!/bin/sh")
+
+    def _write(self, name: str, text: str) -> Path:
+        file = self._root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n", encoding="utf-8")
+        file.chmod(0o755)
+        return file
+
+    def forbid_starts(self) -> None:
+        self._write("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101")
+
+    def do(self, script: str, *arguments: str, is_enabled: bool = True) -> list[str]:
+        """Return what a maintainer script has systemctl do to a unit."""
+        asked = f"[ {int(is_enabled)} = 1 ] && echo enabled"
+        self._write("systemctl", f"#!/bin/sh\ncase $* in *is-enabled*) {asked};; *) echo $* >>{self._calls};; esac")
+        self._calls.touch()
+        text = (PACKAGING / "debian" / f"virtksm.{script}").read_text(encoding="utf-8")
+        for there, here in self._moved.items():
+            text = text.replace(there, str(here))
+        environ = {"PATH": f"{self._root}:/usr/bin:/bin", "DPKG_ROOT": str(self._root)}
+        subprocess.run(["sh", "-c", text, script, *arguments], check=True, capture_output=True, env=environ)
+        called = self._calls.read_text(encoding="utf-8").splitlines()
+        self._calls.unlink()
+        words = (" ".join(word for word in call.split() if not word.startswith("--")) for call in called)
+        return [call for call in words if re.match("start|restart|reload|stop", call)]
+
+
+SWITCH = "virtksm-ksm.service"
+REMOVAL = ("in-favour", "ksmtuned", "1")
+
+
 def test_a_removal_that_is_called_off_starts_what_it_has_stopped(tmp_path: Path) -> None:
     """dpkg does so for `apt install ksmtuned` if that cannot be unpacked: prerm remove, postinst abort-remove."""
-    moved = {
-        "/usr/share/debconf/confmodule": "/dev/null",
-        "/run/systemd/system": str(tmp_path),
-        "/run/virtksm": str(tmp_path / "absent"),
-        "/var/lib/virtksm": str(tmp_path / "absent"),
-    }
+    debian = Maintained(tmp_path)
+    assert debian.do("prerm", "remove", *REMOVAL) == [f"stop {SWITCH}"]
+    assert debian.do("postinst", "abort-remove", *REMOVAL) == [f"start {SWITCH}"]
+    assert debian.do("postinst", "abort-remove", *REMOVAL, is_enabled=False) == []
+    assert debian.do("prerm", "upgrade", "2") == debian.do("prerm", "deconfigure", *REMOVAL) == []
 
-    def do(script: str, *arguments: str, is_enabled: bool) -> list[str]:
-        """Return what a maintainer script has systemctl do."""
-        (tmp_path / "systemctl").write_text(f'#!/bin/sh\n[ "$2" = is-enabled ] && exit {0 if is_enabled else 1}\n')
-        (tmp_path / "systemctl").chmod(0o755)
-        text = (PACKAGING / "debian" / f"virtksm.{script}").read_text(encoding="utf-8")
-        for there, here in moved.items():
-            text = text.replace(there, here)
-        environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-        traced = ["sh", "-x", "-c", text, script, *arguments]
-        done = subprocess.run(traced, check=True, capture_output=True, text=True, env=environ)
-        return [
-            line for line in re.findall(r"^\+ systemctl (.*)$", done.stderr, re.MULTILINE) if "is-enabled" not in line
-        ]
 
-    switch = "virtksm-ksm.service"
-    removal = ("in-favour", "ksmtuned", "1")
-    assert do("prerm", "remove", *removal, is_enabled=True) == [f"stop {switch}"]
-    assert do("postinst", "abort-remove", *removal, is_enabled=True) == [f"start {switch}"]
-    assert do("postinst", "abort-remove", *removal, is_enabled=False) == []
-    assert do("prerm", "upgrade", "2", is_enabled=True) == do("prerm", "deconfigure", *removal, is_enabled=True) == []
+def test_where_policy_rc_d_says_no_nothing_is_switched_on_or_reloaded(tmp_path: Path) -> None:
+    reloads = ["reload libvirtd.service", "reload virtqemud.service"]
+    allowed = Maintained(tmp_path / "allowed")
+    assert allowed.do("postinst", "configure", "") == [f"restart {SWITCH}", *reloads]
+    forbidden = Maintained(tmp_path / "forbidden")
+    forbidden.forbid_starts()
+    assert forbidden.do("postinst", "configure", "") == []
+    assert forbidden.do("postinst", "abort-remove", *REMOVAL) == []
 
 
 def test_what_the_removal_compiles_is_not_written() -> None:

@@ -606,6 +606,8 @@ def test_another_machine_is_not_judged_and_never_passes_what_only_its_own_files_
 def test_remedies_fit_the_host() -> None:
     by_hand = outcome(files(ksm("run", "0"), {f"{UNITS}/virtksm-ksm.service": None}), "ksm_run").remedy
     assert by_hand == "echo 1 > /sys/kernel/mm/ksm/run"
+    masked = outcome(files(ksm("run", "0"), {f"{UNITS}/virtksm-ksm.service": ""}), "ksm_run").remedy
+    assert masked == by_hand, "systemctl restarts no masked unit"
     assert outcome(with_numbers(run=0), "ksm_run").remedy == "systemctl restart virtksm-ksm.service"
     latency_counts = outcome(files(REAL_TIME, enabled("tuned.service")), "tuned").remedy
     assert (latency_counts or "").startswith("systemctl disable --now virtksm.service virtksm-ksm.service")

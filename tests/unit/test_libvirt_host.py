@@ -3,6 +3,7 @@
 import gc
 import threading
 import weakref
+from contextlib import ExitStack
 from typing import Any, cast
 
 import libvirt
@@ -11,7 +12,7 @@ import pytest
 from tests.fakes import FakeSwitch, TargetPolicy, fake_cycle
 from tests.lab.fake_libvirt import FakeConnection, FakeDomain
 from virtksm.errors import LibvirtTimeout, LibvirtUnreachable, SensingFailed
-from virtksm.host.libvirt_connection import MONITORS, LibvirtHost, parse_disk_reads
+from virtksm.host.libvirt_connection import LibvirtHost, parse_disk_reads
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.snapshot import KERNEL_DEFAULTS
 
@@ -230,12 +231,43 @@ def test_what_is_asked_of_guests_has_a_connection_of_its_own_that_is_opened_agai
     opened[0].is_alive = False
     host.running_guests(with_max=False)
     assert len(opened) == 2
-    for _ in range(2):
-        with host.guest("one", "asking a guest's QEMU", MONITORS):
-            pass
-    assert len(opened) == 3, "monitors may hang, and lists go on"
     host.connections.close(lambda: None)
-    assert [one.is_alive for one in opened] == [False, False, False]
+    assert [one.is_alive for one in opened] == [False, False]
+
+
+def test_calls_at_once_have_a_connection_each_of_which_one_stays_open() -> None:
+    """libvirt 9.0 fails one call of a dead connection and leaves the others for ever."""
+    opened: list[FakeConnection] = []
+
+    def open_apart() -> libvirt.virConnect:
+        opened.append(FakeConnection([FakeDomain("one", "one", 64)]))
+        return cast(libvirt.virConnect, opened[-1])
+
+    host = LibvirtHost(cast(libvirt.virConnect, FakeConnection([])), open_apart)
+    with ExitStack() as calls:
+        for _ in range(3):
+            calls.enter_context(host.guest("one", "asking"))
+        assert len(opened) == 3
+    assert sum(one.is_alive for one in opened) == 1
+    with host.guest("one", "asking"):
+        assert len(opened) == 3
+        host.connections.close(lambda: None)
+        assert sum(one.is_alive for one in opened) == 1, "it is in use"
+    assert not any(one.is_alive for one in opened)
+
+
+def test_one_that_cannot_be_opened_is_libvirt_s_fault_and_leaves_nothing_behind() -> None:
+    def open_apart() -> libvirt.virConnect:
+        error: Any = libvirt.libvirtError("no route to host")
+        error.err = (libvirt.VIR_ERR_SYSTEM_ERROR, libvirt.VIR_FROM_RPC, "", 2, None, None, None, 0, 0)
+        raise error
+
+    host = LibvirtHost(cast(libvirt.virConnect, FakeConnection([])), open_apart)
+    with pytest.raises(LibvirtUnreachable, match="listing the guests"):
+        host.running_guests(with_max=False)
+    closed = threading.Event()
+    host.connections.close(closed.set)
+    assert closed.is_set()
 
 
 def test_connections_apart_are_kept_alive_as_the_one_of_passes_is_where_their_host_may_go_silent() -> None:

@@ -165,6 +165,24 @@ def test_without_a_descriptor_to_spare_an_entry_is_lost_and_not_the_log(tmp_path
         assert b"VIRTKSM_NUMBER=2\n" in journald.recv(1 << 16)
 
 
+def test_what_was_foreseen_by_nobody_costs_a_line_and_not_the_log(tmp_path: Path) -> None:
+    with (
+        (tmp_path / "log").open("w", encoding="utf-8") as stream,
+        line_queue(stream, journal="\ud800") as lines,  # no name of a file: an error that is no OSError
+    ):
+        configure("info", "json", stream=lines)
+        lines.is_for_entries = True
+        lines.write("MESSAGE=one")
+        lines.is_for_entries = False
+        say(2)
+        lines.close(HANG_S)
+        written = [json.loads(line) for line in Path(stream.name).read_text(encoding="utf-8").splitlines()]
+    assert [(one["event"], one.get("number", one.get("lines"))) for one in written] == [
+        ("pass_completed", 2),
+        ("log_lines_dropped", 1),
+    ]
+
+
 def test_a_terminal_has_the_sentence_and_at_level_debug_the_fields() -> None:
     assert said("console", message="web-4 started", guest="web-4").rstrip().endswith("web-4 started")
     assert "guest=web-4" in said("console", least="debug", message="web-4 started", guest="web-4")

@@ -90,13 +90,20 @@ def test_off_parked_and_nothing_merged_is_certain_and_each_doubt_has_its_remedy(
         assert doubts(unknown) != "", "what is not known is no proof"
 
 
-def test_a_unit_counts_where_systemd_runs_and_has_it(tmp_path: Path) -> None:
-    (tmp_path / "units").mkdir()
-    (tmp_path / "units" / "one.service").touch()
-    folders = [str(tmp_path / "none"), str(tmp_path / "units")]
+def test_a_unit_counts_where_systemd_runs_and_has_it_and_nobody_has_masked_it(tmp_path: Path) -> None:
+    etc, vendor = tmp_path / "etc", tmp_path / "vendor"
+    for folder in (etc, vendor):
+        folder.mkdir()
+    (vendor / "one.service").write_text("[Service]\n")
+    folders = [str(tmp_path / "none"), str(etc), str(vendor)]
     assert has_unit("one.service", folders, str(tmp_path))
     assert not has_unit("two.service", folders, str(tmp_path))
     assert not has_unit("one.service", folders, str(tmp_path / "no systemd"))
+    (etc / "one.service").touch()
+    assert not has_unit("one.service", folders, str(tmp_path)), "an empty file masks"
+    (etc / "one.service").unlink()
+    (etc / "one.service").symlink_to("/dev/null")
+    assert not has_unit("one.service", folders, str(tmp_path)), "as systemctl mask does it"
 
 
 def test_it_reads_this_machines_own_counters_and_a_kernel_that_tells_nothing_is_no_proof(tmp_path: Path) -> None:

@@ -1334,6 +1334,22 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
     assert [threshold.text for threshold in thresholds(policy, snapshot, state)] == SAID[rule]
 
 
+def test_it_says_when_memory_that_settles_will_be_scanned() -> None:
+    """Both guests' in one, it plans as it will for each; when it has planned, it says when it begins."""
+    state = replace(having_scanned(BOTH), taken_s=2)
+    grown = snap(3, {"a": GIB + 60 * 1024, "b": GIB + 40 * 1024}, full_scans=5)
+    said, begins_s = [], []
+    for _ in range(2):
+        _, after_it = ALWAYS.decide(grown, state, TIMER)
+        (planned,) = (one for one in thresholds(ALWAYS, grown, state) if one.quantity == "passed_s")
+        said.append(planned.then)
+        begins_s.append(planned.value)
+        grown, state = replace(grown, taken_s=grown.taken_s + planned.value), after_it
+    assert said == ["plans a full scan", "begins a full scan"]
+    assert begins_s[0] == pytest.approx(ALWAYS.params.settle_s, abs=0.02)
+    assert ALWAYS.decide(grown, state, TIMER)[0].reason.rule == "full_scan"
+
+
 def test_engaged_by_memory_it_says_when_it_disengages() -> None:
     found = thresholds(AUTO, with_available(snap(0, ONE), 12 * GIB), AdaptiveState())
     (threshold,) = (one for one in found if one.then == "disengages")

@@ -71,15 +71,21 @@ def test_it_is_fed_twice_as_often_as_asked_if_we_are_meant(environ: dict[str, st
         (["virtqemud.socket"], "virtqemud"),
         (["libvirtd.socket", "virtqemud.socket"], "libvirtd"),
         (["libvirtd.socket", "virtqemud.socket", "sockets.target.wants/virtqemud.socket"], "virtqemud"),
+        (["libvirtd.socket is masked", "libvirtd.socket", "virtqemud.socket"], "virtqemud"),
     ],
 )
 def test_the_modular_daemon_is_named_where_it_is_enabled_or_alone(
     tmp_path: Path, files: list[str], daemon: str
 ) -> None:
-    (tmp_path / "sockets.target.wants").mkdir()
+    etc, vendor = tmp_path / "etc", tmp_path / "vendor"
+    for folder in (etc, vendor / "sockets.target.wants"):
+        folder.mkdir(parents=True)
     for name in files:
-        (tmp_path / name).touch()
-    assert libvirt_daemon([str(tmp_path)]) == daemon
+        if name.endswith(" is masked"):
+            (etc / name.removesuffix(" is masked")).symlink_to("/dev/null")
+        else:
+            (vendor / name).write_text("[Socket]\n")
+    assert libvirt_daemon([str(etc), str(vendor)]) == daemon
 
 
 @pytest.mark.parametrize(

@@ -147,9 +147,9 @@ class GuestCalls:
         self.hanging = {key: calls for key, calls in self.hanging.items() if calls.waiting is not None}
 
     def begin_anew(self) -> None:
-        """Go on over another connection, and leave what has not returned over the last one: it may never do so.
+        """Go on over new connections, and leave what has not returned over the last ones.
 
-        It returns once its socket is closed, which a host that has lost its power does not do.
+        It returns once keepalive gives its connection up; one that is still being opened has none, and may never.
         """
         left = [one for one in (*self.left, *self.hanging.values(), self.one) if one.waiting is not None]
         if len(left) <= MAX_LEFT:

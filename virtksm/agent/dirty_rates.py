@@ -29,7 +29,7 @@ PACE_S = 0.5
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
-"""Calls that may hang beside the one out: with five, libvirtd reads no more (chosen)."""
+"""Calls that may hang beside the one out (chosen)."""
 
 
 def turn_every_s(guests: int) -> float:

@@ -51,8 +51,7 @@ RETRY_S = 5.0
 MAX_RETRY_S = 600.0
 """At most; for what lasts until an administrator changes something from the beginning (chosen)."""
 MAX_HANGING = 3
-"""Guests' calls that may hang at once; with more, the rest waits: beside them one is out, and libvirtd reads nothing
-more of a client with five (max_client_requests)."""
+"""Guests' calls that may hang at once; with more, the rest waits (chosen)."""
 LASTING = (MonitorRefused, Unsupported)
 OUT = {PRIVATE: "private", REWRITES: "rewrites what merges"}
 AGAIN = {PRIVATE: "no longer private", REWRITES: "no longer kept out for rewriting"}

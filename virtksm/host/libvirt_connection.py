@@ -36,8 +36,6 @@ from virtksm.values import replace
 
 MAX_CPUS = 2**20
 """More than any kernel has: a larger number is no count."""
-GUESTS, MONITORS = "guests", "monitors"
-"""Connections apart: a list, a guest's XML and dirty rates are four calls that may be out, monitors' are four more."""
 LIST_S = 1.0
 LIST_GUEST_S = 0.01
 """How long a list may take before the last one is taken instead (chosen): with 500 guests it takes 20 ms, and 2-5 ms a
@@ -57,46 +55,61 @@ def keep_alive(connection: libvirt.virConnect, every_s: int) -> None:
 
 
 class Connections:
-    """The connection of passes, and those apart from it, which stay open as long as calls beside passes use them.
+    """The connection of passes, and those apart from it, of which each call beside passes has one to itself.
 
-    libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too.
-    With five calls out libvirtd reads no more of a connection (max_client_requests; measured): `open_apart` opens
-    another for what is asked of guests, and one for what is asked of their monitors, each when first used. A
-    host that has lost its power answers nothing and closes nothing: `keepalive_s` has these given up then, too, as
-    GUESTS and MONITORS leave libvirtd a call to read keepalive's messages by. Of the calls that are out one fails then,
-    and the others may hang on (libvirt 9.0; measured).
+    libvirt's lists lock each guest for a moment, and a guest that starts or ends stays locked, through its hooks, too:
+    no pass waits for that. A host that has lost its power answers nothing and closes nothing: `keepalive_s` has the
+    connections given up then. Of several calls that are out over one, libvirt 9.0 fails one alone and leaves the others
+    for ever, and with five out libvirtd reads no more of it (max_client_requests; both measured).
     """
 
     def __init__(self, passes: libvirt.virConnect, open_apart: Callable[[], libvirt.virConnect] | None) -> None:
         self._passes, self._uri = passes, passes.getURI()
         self._open_apart = open_apart
-        self._apart: dict[str, libvirt.virConnect] = {}
+        self._spare: libvirt.virConnect | None = None
+        """One apart that is open and not in use."""
         self.keepalive_s: int | None = None
         """Of those apart; None where their daemon cannot go without its sockets being closed."""
-        self._opening = threading.Lock()
-        self._closing = threading.Lock()
+        self._lock = threading.Lock()
         self._users = 0
         """Calls beside passes, as long as they have not returned."""
         self._close: Callable[[], None] | None = None
 
-    def of(self, kind: str) -> libvirt.virConnect:
-        """Return the connection for GUESTS or MONITORS; opens it where there is none, or a dead one."""
-        if self._open_apart is None:
-            return self._passes
-        with self._opening:
-            apart = self._apart.get(kind)
-            if apart is None or not apart.isAlive():
-                apart = self._open_apart()
-                if self.keepalive_s is not None:
-                    keep_alive(apart, self.keepalive_s)
-                self._apart[kind] = apart
-            return apart
-
-    def are_alive(self, kind: str | None) -> bool:
-        """Return whether the connection of passes lives, and the one for `kind`, where that is open."""
-        used = (self._passes, self._apart.get(kind) if kind else None)
+    @contextmanager
+    def apart(self) -> Iterator[libvirt.virConnect]:
+        """Lend a connection, which is not closed meanwhile; raises LibvirtUnreachable once all are to be."""
+        with self._lock:
+            if self._close is not None:
+                raise LibvirtUnreachable(f"the connection to {self._uri} is closed")
+            self._users += 1
+            lent, self._spare = self._spare, None
         try:
-            return all(one.isAlive() for one in used if one is not None)
+            if self._open_apart is None:
+                lent = self._passes
+            elif lent is None or not lent.isAlive():
+                lent = None
+                lent = self._open_apart()
+                if self.keepalive_s is not None:
+                    keep_alive(lent, self.keepalive_s)
+            yield lent
+        finally:
+            self._take_back(lent)
+
+    def _take_back(self, lent: libvirt.virConnect | None) -> None:
+        with self._lock:
+            self._users -= 1
+            close = None if self._users else self._close
+            if self._spare is None and lent is not self._passes:
+                self._spare, lent = lent, None
+        if lent is not None and lent is not self._passes:
+            _close_apart(lent)
+        if close is not None:
+            close()
+
+    def are_alive(self, apart: libvirt.virConnect | None) -> bool:
+        """Return whether the connection of passes lives, and this one apart from it."""
+        try:
+            return all(one.isAlive() for one in (self._passes, apart) if one is not None)
         except libvirt.libvirtError:
             return False
 
@@ -108,34 +121,19 @@ class Connections:
 
         def close_all() -> None:
             close()
-            for apart in self._apart.values():
-                with suppress(libvirt.libvirtError):  # a dead one
-                    apart.close()
+            if self._spare is not None:
+                _close_apart(self._spare)
 
-        with self._closing:
+        with self._lock:
             self._close = close_all
             is_used = self._users > 0
         if not is_used:
             close_all()
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Keep them from being closed meanwhile; raises LibvirtUnreachable once they are to be."""
-        with self._closing:
-            if self._close is not None:
-                raise LibvirtUnreachable(f"the connection to {self._uri} is closed")
-            self._users += 1
-        try:
-            yield
-        finally:
-            self._end_use()
 
-    def _end_use(self) -> None:
-        with self._closing:
-            self._users -= 1
-            close = None if self._users else self._close
-        if close is not None:
-            close()
+def _close_apart(connection: libvirt.virConnect) -> None:
+    with suppress(libvirt.libvirtError):  # a dead one
+        connection.close()
 
 
 class LibvirtHost:
@@ -219,8 +217,8 @@ class LibvirtHost:
             return last
 
     def _running_guests(self, *, with_max: bool) -> tuple[Guest, ...]:
-        with self.connections.used(), self._translating("listing the guests", GUESTS):
-            domains = self.connections.of(GUESTS).listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        with self._apart("listing the guests") as apart:
+            domains = apart.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             guests = [Guest(uuid=one.UUIDString(), name=one.name(), domain_id=one.ID()) for one in domains]
             self.stale &= {None, *(guest.uuid for guest in guests)}  # or names of ended guests would pile up
             if not with_max:
@@ -241,8 +239,8 @@ class LibvirtHost:
         return self._list(self._measured_guests, self.list_s + LIST_GUEST_S * len(self._last_list or ()))
 
     def _measured_guests(self) -> tuple[Guest, ...]:
-        with self.connections.used(), self._translating("reading the guests' memory", GUESTS):
-            stats = self.connections.of(GUESTS).getAllDomainStats(
+        with self._apart("reading the guests' memory") as apart:
+            stats = apart.getAllDomainStats(
                 libvirt.VIR_DOMAIN_STATS_BALLOON,
                 libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT,
             )
@@ -292,18 +290,18 @@ class LibvirtHost:
         """Return a guest's statistics of a kind; without those for which its monitor is busy."""
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         with self.guest(uuid, "reading a guest's statistics") as domain:
-            stats = self.connections.of(GUESTS).domainListGetStats([domain], kind, flags)
+            stats = domain.connect().domainListGetStats([domain], kind, flags)
             return stats[0][1] if stats else {}
 
     @contextmanager
-    def guest(self, uuid: str, doing: str, of: str = GUESTS) -> Iterator[libvirt.virDomain]:
-        """Look a guest up for calls beside passes, and translate libvirt's errors; the connection stays meanwhile.
+    def guest(self, uuid: str, doing: str) -> Iterator[libvirt.virDomain]:
+        """Look a guest up for calls beside passes, and translate libvirt's errors; its connection is theirs meanwhile.
 
         Raises GuestVanished, LibvirtUnreachable, Unsupported, and SensingFailed for what the calls do not translate.
         """
-        with self.connections.used(), self._translating(doing, of):
+        with self._apart(doing) as apart:
             try:
-                domain = self.connections.of(of).lookupByUUIDString(uuid)
+                domain = apart.lookupByUUIDString(uuid)
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     raise GuestVanished(f"guest {uuid} has ended") from error
@@ -347,26 +345,34 @@ class LibvirtHost:
             return cause
         return None
 
-    def is_broken(self, error: libvirt.libvirtError, of: str | None = None) -> bool:
+    def is_broken(self, error: libvirt.libvirtError, apart: libvirt.virConnect | None = None) -> bool:
         """Return whether the connection failed, by its socket or as a whole; a single call may fail, as too large.
 
-        `of` is GUESTS or MONITORS, where the call used that one.
+        `apart` is the call's own, where it is not that of passes.
         """
         kind = error.get_error_domain(), error.get_error_code()
         if kind == (libvirt.VIR_FROM_RPC, libvirt.VIR_ERR_SYSTEM_ERROR) or kind[1] == libvirt.VIR_ERR_INVALID_CONN:
             return True
-        return not self.connections.are_alive(of)
+        return not self.connections.are_alive(apart)
 
     @contextmanager
-    def _translating(self, doing: str, of: str | None = None) -> Iterator[None]:
+    def _apart(self, doing: str) -> Iterator[libvirt.virConnect]:
+        """Lend a connection for calls beside passes, and translate libvirt's errors, also of its opening."""
+        with self._translating(doing), self.connections.apart() as apart, self._translating(doing, apart):
+            yield apart
+
+    @contextmanager
+    def _translating(self, doing: str, apart: libvirt.virConnect | None = None) -> Iterator[None]:
         try:
             yield
         except libvirt.libvirtError as error:
-            raise self._translated(error, doing, of) from error
+            raise self._translated(error, doing, apart) from error
 
-    def _translated(self, error: libvirt.libvirtError, doing: str, of: str | None = None) -> VirtksmError:
+    def _translated(
+        self, error: libvirt.libvirtError, doing: str, apart: libvirt.virConnect | None = None
+    ) -> VirtksmError:
         message = f"{doing} on {self.uri}: {error.get_error_message()}"
-        if self.is_broken(error, of):
+        if self.is_broken(error, apart):
             return LibvirtUnreachable(message, remedy=at_host(self.uri, f"systemctl status {libvirt_daemon()}"))
         if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
             return Unsupported(message, remedy=USE_QEMU)

@@ -15,7 +15,7 @@ import libvirt
 
 from virtksm.errors import GuestVanished, MonitorFailed, MonitorRefused, Unsupported
 from virtksm.guests.process import Backend, GuestMerging
-from virtksm.host.libvirt_connection import MONITORS, LibvirtHost
+from virtksm.host.libvirt_connection import LibvirtHost
 
 BACKENDS = "child<memory-backend-"
 """The beginning of a memory backend's type below /objects; behind it is ram, file, memfd or epc."""
@@ -37,7 +37,7 @@ class LibvirtMonitor:
         self._host = host
 
     def merging(self, guest_uuid: str) -> GuestMerging:
-        with self._host.guest(guest_uuid, "asking a guest's QEMU", MONITORS) as domain:
+        with self._host.guest(guest_uuid, "asking a guest's QEMU") as domain:
             version = self._ask(domain, "query-version")
             return GuestMerging(
                 qemu=parse_version(version),
@@ -52,7 +52,7 @@ class LibvirtMonitor:
             )
 
     def set_merging(self, guest_uuid: str, *, merge: bool) -> None:
-        with self._host.guest(guest_uuid, "switching a guest's merging", MONITORS) as domain:
+        with self._host.guest(guest_uuid, "switching a guest's merging") as domain:
             for name in self._backends(domain):
                 self._ask(domain, "qom-set", path=f"/objects/{name}", property="merge", value=merge)
 
@@ -73,7 +73,7 @@ class LibvirtMonitor:
                 raise MonitorRefused(message, remedy=_DENIED[code]) from error
             if code == libvirt.VIR_ERR_NO_SUPPORT:
                 raise Unsupported(message, remedy="only guests of QEMU have this monitor") from error
-            if self._host.is_broken(error, MONITORS):
+            if self._host.is_broken(error, domain.connect()):
                 raise
             if _ends(domain):
                 raise GuestVanished(f"guest {domain.UUIDString()} has ended") from error

@@ -28,8 +28,21 @@ ANSWER_WITHIN_S = 3.0
 
 
 def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/run/systemd/system") -> bool:
-    """Return whether systemd runs here (sd_booted(3)) and has a unit of that name."""
-    return os.path.isdir(booted) and any(os.path.isfile(f"{folder}/{name}") for folder in unit_dirs)
+    """Return whether systemd runs here (sd_booted(3)) and has a unit of that name that is not masked."""
+    return os.path.isdir(booted) and _is_startable(name, unit_dirs)
+
+
+def _is_startable(name: str, unit_dirs: Iterable[str]) -> bool:
+    place = next((place for folder in unit_dirs if os.path.lexists(place := f"{folder}/{name}")), None)
+    return place is not None and not is_mask(place)
+
+
+def is_mask(place: str) -> bool:
+    """Return whether a unit's file masks it: /dev/null does, and any file without a byte (systemd.unit(5))."""
+    try:
+        return os.stat(place).st_size == 0
+    except OSError:
+        return False
 
 
 def switch_on_here() -> str:
@@ -39,7 +52,7 @@ def switch_on_here() -> str:
 
 def libvirt_daemon(unit_dirs: Sequence[str] = UNIT_DIRS) -> str:
     """Return the name of the daemon for QEMU on this host: the modular virtqemud where it is enabled, or alone."""
-    has = {name: any(os.path.isfile(f"{folder}/{name}.socket") for folder in unit_dirs) for name in LIBVIRT_DAEMONS}
+    has = {name: _is_startable(f"{name}.socket", unit_dirs) for name in LIBVIRT_DAEMONS}
     enabled = any(os.path.lexists(f"{folder}/sockets.target.wants/virtqemud.socket") for folder in unit_dirs)
     return "virtqemud" if enabled or (has["virtqemud"] and not has["libvirtd"]) else "libvirtd"
 

@@ -53,7 +53,8 @@ def check_switched_on(facts: Facts) -> Judgement:
     reason = find_kept_off(here)
     if reason is not None:
         return info(f"run is {run}, and KSM is kept off: {reason}")
-    has_unit = here.booted and here.unit(SWITCH_UNIT).is_installed
+    unit = here.unit(SWITCH_UNIT)
+    has_unit = here.booted and unit.is_installed and not unit.is_masked
     return failed(f"run is {run}: nothing merges", switch_ksm_on(has_unit=has_unit))
 
 

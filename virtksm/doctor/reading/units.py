@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from virtksm.doctor.finding import CannotTell
 from virtksm.doctor.reading.files import Root
-from virtksm.host.systemd import UNIT_DIRS
+from virtksm.host.systemd import UNIT_DIRS, is_mask
 
 TUNED_DIRS = ("etc/tuned/profiles", "etc/tuned", "usr/lib/tuned/profiles", "usr/lib/tuned")
 MAX_PROFILES = 20
@@ -65,21 +65,13 @@ class Tuned(NamedTuple):
 def read_unit(root: Root, name: str, enabled: set[str]) -> Unit:
     """Read the state of a unit; `enabled` is what `read_enabled` returns."""
     places = [place for folder in FOLDERS if os.path.lexists(place := root.path(f"{folder}/{name}"))]
-    is_masked = bool(places) and _is_empty(places[0])
+    is_masked = bool(places) and is_mask(places[0])
     return Unit(
         is_installed=bool(places),
         is_enabled=name in enabled and bool(places) and not is_masked,
         is_running=any(_has_processes(root, f"{folder}/{name}") for folder in CGROUPS),
         is_masked=is_masked,
     )
-
-
-def _is_empty(place: str) -> bool:
-    """Return whether a unit's file masks it: /dev/null does, and any file without a byte (systemd.unit(5))."""
-    try:
-        return os.stat(place).st_size == 0  # noqa: PTH116  # a path from os.path
-    except OSError:
-        return False
 
 
 def _has_processes(root: Root, group: str) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from virtksm.model.decision import GROWTH_KIB, PASSED_S, Decision
 from virtksm.model.snapshot import Guest, Snapshot
 from virtksm.policy.adaptive.changes import CHANGED, add, changing
 from virtksm.policy.adaptive.engage import available_of_kib, potential_of_kib, with_available
-from virtksm.policy.adaptive.state import AdaptiveState, Ratio
+from virtksm.policy.adaptive.state import AdaptiveState, Appeared, Ratio
 from virtksm.policy.adaptive.worth import expect
 from virtksm.policy.thresholds import LATER_S, TIMER, Quantity
 from virtksm.values import replace
@@ -97,9 +97,18 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
             found[name] = found.get(name, 0) + kib
         return found
 
+    def gather_appeared(appeared: Iterable[Appeared]) -> tuple[Appeared, ...]:
+        found: dict[tuple[float, str], int] = {}
+        for at_s, key, kib in appeared:
+            moment = at_s, named.get(key, key)
+            found[moment] = found.get(moment, 0) + kib
+        return tuple(Appeared(at_s, key, kib) for (at_s, key), kib in found.items())
+
     backlog, shares = state.backlog, expect(snapshot, state)
     rates = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     waiting = add(backlog.new, backlog.scanned_once)
+    for _, key, kib in backlog.settling:
+        waiting[key] = waiting.get(key, 0) + kib
     waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
     gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
     learned = replace(
@@ -113,8 +122,13 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         guests_kib=held_kib,
         given_back_kib={},
         backlog=replace(
-            backlog, new=gather(backlog.new), scanned_once=gather(backlog.scanned_once), changed=gather(backlog.changed)
+            backlog,
+            settling=gather_appeared(backlog.settling),
+            new=gather(backlog.new),
+            scanned_once=gather(backlog.scanned_once),
+            changed=gather(backlog.changed),
         ),
+        arrivals=replace(state.arrivals, recent=gather_appeared(state.arrivals.recent)),
         scans=replace(state.scans, current=current),
         learned=learned,
     )
