@@ -137,7 +137,7 @@ def test_with_less_told_of_ksmd_s_work_the_budget_is_kept_and_by_its_cpu_time_me
     all_told, ours = (play(steps, percent, frozenset(names)) for names in ([], hidden))
     assert share_while_scanning(ours) <= 1.1 * percent / 100
     assert ours.cpu_until(HOUR_S) <= 1.05 * all_told.cpu_until(HOUR_S)
-    assert ours.samples[-1].saved_pages >= 0.999 * all_told.samples[-1].saved_pages
+    assert ours.samples[-1].saved_pages >= 0.996 * all_told.samples[-1].saved_pages
     if "ksmd_cpu_seconds" not in hidden:
         assert seconds_to_most(ours) - last_s <= 1.25 * (seconds_to_most(all_told) - last_s)
         assert mean_pages(ours) >= 0.99 * mean_pages(all_told)
