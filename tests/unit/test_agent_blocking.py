@@ -127,7 +127,7 @@ async def test_after_a_reload_every_key_is_in_force_or_says_that_it_is_not_yet(b
         for in_force in (agent.configuration.in_force, agent.passes.config, bench.cycle_config, connection.config()):
             assert in_force is bench.config
         assert agent.passes.coalescer.window_s == 0.077
-    late = [name for name, key in keys_of(Config).items() if "next connection" in key.meaning]
+    late = [name for name, key in keys_of(Config).items() if "new connections" in key.meaning]
     assert late == ["keepalive_s"]
 
 
