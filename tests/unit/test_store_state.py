@@ -50,7 +50,7 @@ STATES = st.builds(
         rss_kib=st.dictionaries(st.text(), COUNTS),
         kib=st.dictionaries(st.text(), COUNTS),
         huge_faults=st.none() | COUNTS,
-        most_kib=st.dictionaries(st.text(), COUNTS),
+        max_kib=st.dictionaries(st.text(), COUNTS),
     ),
 )
 GOOD = json.loads(dump_host_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))

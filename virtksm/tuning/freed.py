@@ -40,7 +40,7 @@ class Freed(NamedTuple):
     rss_kib: Mapping[str, int]
     kib: Mapping[str, int] = EMPTY
     huge_faults: int | None = None
-    most_kib: Mapping[str, int] = EMPTY
+    max_kib: Mapping[str, int] = EMPTY
     """The most that each guest ever had: resident, and freed."""
 
 
@@ -66,7 +66,7 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
         huge_faults=ksm.thp_fault_alloc,
     )
     if before is None:
-        return replace(now, most_kib=now.rss_kib)
+        return replace(now, max_kib=now.rss_kib)
     grown_kib = {key: kib - kept_kib[key] for key, kib in now.rss_kib.items() if key in kept_kib}
     new_share = _new_share(before, now, ksm.huge_page_kib)
     kib = {key: _left_kib(key, before, now, new_share) for key in before.kib.keys() & grown_kib.keys()}
@@ -79,8 +79,8 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
                 kib[key] = kib.get(key, 0) + -grown * freed_kib // fallen_kib
     kib = {key: one for key, one in kib.items() if one > 0}
     held_kib = {key: rss_kib + kib.get(key, 0) for key, rss_kib in now.rss_kib.items()}
-    most_kib = {key: max(before.most_kib.get(key, 0), held) for key, held in held_kib.items()}
-    return replace(now, kib=kib, most_kib=most_kib)
+    max_kib = {key: max(before.max_kib.get(key, 0), held) for key, held in held_kib.items()}
+    return replace(now, kib=kib, max_kib=max_kib)
 
 
 def _new_share(before: Freed, now: Freed, huge_page_kib: int) -> float:
@@ -94,7 +94,7 @@ def _new_share(before: Freed, now: Freed, huge_page_kib: int) -> float:
 def _left_kib(key: str, before: Freed, now: Freed, new_share: float) -> int:
     """Return what of a guest's own is still free (rule 3)."""
     kib, grown_kib = before.kib[key], max(now.rss_kib[key] - before.rss_kib[key], 0)
-    beyond_kib = max(now.rss_kib[key] + kib - before.most_kib.get(key, 0), 0)
+    beyond_kib = max(now.rss_kib[key] + kib - before.max_kib.get(key, 0), 0)
     return kib - grown_kib + min(int(grown_kib * new_share), beyond_kib)
 
 

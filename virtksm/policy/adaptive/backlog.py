@@ -90,8 +90,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     filled_anew_kib = sum(refilled_kib.values())
     rewritten = attribute(snapshot, state, waited_s, rewritten_kib)
     learned = _charge(state.learned, rewritten if was_too_soon else {}, filled_anew_kib * was_too_soon, unmerged_kib)
-    nobodys_kib = rewritten.get(REWRITTEN, 0.0) + filled_anew_kib
-    changed = age_changed(snapshot, state, waited_s, nobodys_kib, unmerged_kib)
+    unknown_kib = rewritten.get(REWRITTEN, 0.0) + filled_anew_kib
+    changed = age_changed(snapshot, state, waited_s, unknown_kib, unmerged_kib)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,

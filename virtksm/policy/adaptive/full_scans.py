@@ -351,8 +351,8 @@ def _lost_pages(began: Meter, now: Meter) -> int:
     Of pages that are written to as many were saved as of those that merged meanwhile.
     """
     pages, saved = _difference(began.cow_ksm, now.cow_ksm) or 0, now.pages_sharing - began.pages_sharing
-    kept = now.pages_shared - began.pages_shared
-    return pages * saved // (saved + kept) if saved > 0 and kept > 0 else pages
+    shared = now.pages_shared - began.pages_shared
+    return pages * saved // (saved + shared) if saved > 0 and shared > 0 else pages
 
 
 def expect_of_one_more(

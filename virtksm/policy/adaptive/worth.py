@@ -74,9 +74,9 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     price *= 1 + PRESSING * need.pressure
     worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
-        told = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
-        is_early = shares.gain_kib(told) * CHANGING_S > shares.gain_kib(
-            {key: backlog.changed.get(key, 0.0) for key in told}
+        known = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
+        is_early = shares.gain_kib(known) * CHANGING_S > shares.gain_kib(
+            {key: backlog.changed.get(key, 0.0) for key in known}
         )
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
@@ -216,16 +216,16 @@ def ratio_of(learned: Learned, key: str) -> Ratio | None:
     """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
     What has merged of a pair nobody tells by guest: it is shared out as it was expected of each. What was rewritten is
-    charged to whose it was; where it is nobody's, to all that had changed, and to new memory where none had been
+    charged to whose it was; where that is unknown, to all that had changed, and to new memory where none had been
     rewritten before.
     """
     before, kib = learned.ratios.get(key), learned.pair.get(key)
     if before is None or not kib:
         return before
     merged = min((before.share + before.lost) * learned.merged_kib / (learned.expected_kib or inf), 1.0)
-    is_nobodys = key.startswith(CHANGED) or REWRITTEN not in learned.pair
-    nobodys_kib = learned.rewritten.get(REWRITTEN, 0.0) if is_nobodys and key != REWRITTEN else 0.0
-    lasted = merged * (1 - min(nobodys_kib / (learned.merged_kib or inf), 1.0))
+    is_unknown = key.startswith(CHANGED) or REWRITTEN not in learned.pair
+    unknown_kib = learned.rewritten.get(REWRITTEN, 0.0) if is_unknown and key != REWRITTEN else 0.0
+    lasted = merged * (1 - min(unknown_kib / (learned.merged_kib or inf), 1.0))
     lasted -= learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0) / kib
     lasted, weight = max(lasted, 0.0), kib / (kib + before.kib)
     share = before.share + (lasted - before.share) * weight
