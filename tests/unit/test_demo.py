@@ -86,3 +86,9 @@ def test_pages_of_guests_that_ended_are_no_saving_before_or_after_ksmd_forgets_t
         saved.append(view.saved_bytes // 4096)
     assert saved == [0, 0, 0, 300, 900, 100]
     assert view.max_saved_bytes == 900 * 4096
+
+
+def test_the_script_tells_its_options_without_rights_or_ksm() -> None:
+    told = subprocess.run([REPO / "script" / "demo", "--help"], check=True, capture_output=True, text=True)
+    assert "--duration" in told.stdout
+    assert told.stderr == ""
