@@ -1133,6 +1133,19 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
     assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, 0.5)
 
 
+def test_3_a_guest_that_gave_memory_back_while_it_settled_and_cannot_merge_has_rewritten_nothing() -> None:
+    _, state = decide_all(
+        ALWAYS,
+        snap(1, {"a": GIB, "b": GIB}, full_scans=5),
+        snap(1.1, {"a": GIB // 4, "b": GIB}, full_scans=5),
+        state=having_scanned({"b": GIB}),
+    )
+    one, two = snap(1.2, {"a": GIB // 4, "b": GIB}).guests
+    seen = replace(snap(1.2, {"b": GIB}, full_scans=5), guests=(replace(one, can_merge=False), two))
+    assert state.backlog.settling_kib > state.guests_kib["a/1"]
+    assert decide_all(ALWAYS, seen, state=state)[1].backlog.changed[REWRITTEN] == 0
+
+
 def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
     expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)
