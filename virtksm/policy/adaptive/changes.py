@@ -18,7 +18,7 @@ the same nothing is added to the backlog."""
 CHANGED = "changed "
 """What begins the key of a process's changed memory."""
 UNSEEN = CHANGED + "unseen"
-"""The key of memory that is no known process's."""
+"""The key of changes that nothing tells: in memory of no known process, and those too slow to be measured."""
 REWRITTEN = CHANGED + "rewritten"
 """The key of merged pages that were written to beyond what was measured, and of what guests filled anew."""
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
@@ -26,7 +26,7 @@ OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 BLIND_S = 24 * 3600.0
 """Unmeasured memory changes once in so long (chosen)."""
 QUIET_S = 7 * BLIND_S
-"""So does memory that was measured, as libvirt tells no less than 1 MiB a second (chosen)."""
+"""Measured memory changes at least once in so long: libvirt tells no less than 1 MiB a second (chosen)."""
 UNSEEN_SHARE = 1 / 64
 """Unseen other processes hold this share of memory (chosen)."""
 
