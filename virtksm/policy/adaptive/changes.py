@@ -39,9 +39,9 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 def age_changed(
     snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float, unmerged_kib: int
 ) -> Mapping[str, float]:
-    """Return what has changed by key, `passed_s` later; `rewritten_kib` beyond that. Rates are without new memory.
+    """Return what has changed by key, `passed_s` later, with `rewritten_kib` that no process's rate accounts for.
 
-    No process changes more than it has that has not merged.
+    Rates are without new memory. No process changes more than it has that has not merged.
     """
     before, lone = state.backlog.changed, lone_share(snapshot, state)
     changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
@@ -53,7 +53,10 @@ def age_changed(
 
 
 def attribute(snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float) -> Mapping[str, float]:
-    """Return whose the merged pages were that were written to: theirs whose memory changes so fast, else REWRITTEN."""
+    """Return by key how much of what was written to after it had merged each process's rate accounts for.
+
+    The rest has the key REWRITTEN.
+    """
     if not rewritten_kib:
         return {}
     more_kib = {key: kib_per_s * passed_s for key, (kib_per_s, _) in changing(snapshot, state).items() if kib_per_s}
