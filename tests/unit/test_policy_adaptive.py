@@ -19,6 +19,7 @@ from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN,
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
+from virtksm.policy.adaptive.quantities import with_one_guest
 from virtksm.policy.adaptive.state import (
     AdaptiveState,
     Appeared,
@@ -1345,6 +1346,18 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
     assert decision.reason.rule == rule
     assert decision.is_idle is (rule not in ("full_scan", "check_scan"))
     assert [threshold.text for threshold in thresholds(policy, snapshot, state)] == SAID[rule]
+
+
+def test_what_is_asked_with_all_guests_in_one_loses_nothing_that_a_pair_is_for() -> None:
+    changed = {CHANGED + "a/1": 1024.0, CHANGED + "b/1": 2048.0}
+    backlog = Backlog(new={"a/1": 1, "b/1": 2}, scanned_once={"a/1": 4.0, "b/1": 8.0})
+    seen = snap(1, BOTH, full_scans=5)
+    began = begin_full_scan(seen, having_scanned(BOTH, backlog=Backlog(new={"a/1": 16, "b/1": 32})))
+    state = replace(began, backlog=backlog, scans=replace(began.scans, changed=changed))
+    _, after = ALWAYS.decide(*with_one_guest(seen, state), TIMER)
+    assert after.scans.current is not None
+    kept = (after.scans.changed, after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
+    assert [sum(one.values()) for one in kept] == [3072, 48, 3, 12]
 
 
 def test_it_says_when_memory_that_settles_will_be_scanned() -> None:
