@@ -65,7 +65,7 @@ def constants() -> Iterator[Constant]:
                     module=_module(path),
                     name=name,
                     value=_shown(value),
-                    unit=_unit(name, value),
+                    unit=_unit(name),
                     source=source,
                     meaning=meaning if name == names[0] else f"See `{names[0]}`.",
                 )
@@ -129,12 +129,9 @@ def _module(path: Path) -> str:
     return path.parent.name if path.stem == "__init__" else path.stem
 
 
-def _unit(name: str, value: ast.expr) -> str:
-    """Return a constant's unit: by its name, else a ratio if it is a fraction, else a count."""
-    named = next((unit for end, unit in UNITS.items() if name.endswith(end)), None)
-    is_whole = all(isinstance(one.value, int) for one in ast.walk(value) if isinstance(one, ast.Constant))
-    has_quotient = any(isinstance(one, ast.Div) for one in ast.walk(value))
-    return named or ("count" if is_whole and not has_quotient else "ratio")
+def _unit(name: str) -> str:
+    """Return a constant's unit, which its name ends with; a bare number has none."""
+    return next((unit for end, unit in UNITS.items() if name.endswith(end)), "-")
 
 
 def _shown(value: ast.expr) -> str:

@@ -19,6 +19,7 @@ from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN,
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
+from virtksm.policy.adaptive.quantities import with_one_guest
 from virtksm.policy.adaptive.state import (
     AdaptiveState,
     Appeared,
@@ -1133,6 +1134,19 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
     assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, 0.5)
 
 
+def test_3_a_guest_that_gave_memory_back_while_it_settled_and_cannot_merge_has_rewritten_nothing() -> None:
+    _, state = decide_all(
+        ALWAYS,
+        snap(1, {"a": GIB, "b": GIB}, full_scans=5),
+        snap(1.1, {"a": GIB // 4, "b": GIB}, full_scans=5),
+        state=having_scanned({"b": GIB}),
+    )
+    one, two = snap(1.2, {"a": GIB // 4, "b": GIB}).guests
+    seen = replace(snap(1.2, {"b": GIB}, full_scans=5), guests=(replace(one, can_merge=False), two))
+    assert state.backlog.settling_kib > state.guests_kib["a/1"]
+    assert decide_all(ALWAYS, seen, state=state)[1].backlog.changed[REWRITTEN] == 0
+
+
 def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
     expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)
@@ -1332,6 +1346,18 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
     assert decision.reason.rule == rule
     assert decision.is_idle is (rule not in ("full_scan", "check_scan"))
     assert [threshold.text for threshold in thresholds(policy, snapshot, state)] == SAID[rule]
+
+
+def test_what_is_asked_with_all_guests_in_one_loses_nothing_that_a_pair_is_for() -> None:
+    changed = {CHANGED + "a/1": 1024.0, CHANGED + "b/1": 2048.0}
+    backlog = Backlog(new={"a/1": 1, "b/1": 2}, scanned_once={"a/1": 4.0, "b/1": 8.0})
+    seen = snap(1, BOTH, full_scans=5)
+    began = begin_full_scan(seen, having_scanned(BOTH, backlog=Backlog(new={"a/1": 16, "b/1": 32})))
+    state = replace(began, backlog=backlog, scans=replace(began.scans, changed=changed))
+    _, after = ALWAYS.decide(*with_one_guest(seen, state), TIMER)
+    assert after.scans.current is not None
+    kept = (after.scans.changed, after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
+    assert [sum(one.values()) for one in kept] == [3072, 48, 3, 12]
 
 
 def test_it_says_when_memory_that_settles_will_be_scanned() -> None:

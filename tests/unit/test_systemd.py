@@ -71,7 +71,8 @@ def test_it_is_fed_twice_as_often_as_asked_if_we_are_meant(environ: dict[str, st
         (["virtqemud.socket"], "virtqemud"),
         (["libvirtd.socket", "virtqemud.socket"], "libvirtd"),
         (["libvirtd.socket", "virtqemud.socket", "sockets.target.wants/virtqemud.socket"], "virtqemud"),
-        (["libvirtd.socket is masked", "libvirtd.socket", "virtqemud.socket"], "virtqemud"),
+        (["libvirtd.socket is /dev/null", "libvirtd.socket", "virtqemud.socket"], "virtqemud"),
+        (["libvirtd.socket is /gone", "virtqemud.socket"], "virtqemud"),
     ],
 )
 def test_the_modular_daemon_is_named_where_it_is_enabled_or_alone(
@@ -81,8 +82,9 @@ def test_the_modular_daemon_is_named_where_it_is_enabled_or_alone(
     for folder in (etc, vendor / "sockets.target.wants"):
         folder.mkdir(parents=True)
     for name in files:
-        if name.endswith(" is masked"):
-            (etc / name.removesuffix(" is masked")).symlink_to("/dev/null")
+        link, _, target = name.partition(" is ")
+        if target:
+            (etc / link).symlink_to(target)
         else:
             (vendor / name).write_text("[Socket]\n")
     assert libvirt_daemon([str(etc), str(vendor)]) == daemon

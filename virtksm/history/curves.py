@@ -20,9 +20,7 @@ GAP_S = 180.0
 APART = 3.0
 """Thinned samples are up to twice their usual time apart."""
 FEW = 3
-"""So few times between samples do not tell which is usual."""
-
-
+"""Fewer times between samples do not tell which is usual."""
 MAX_SHARE = 1.5
 """ksmd is one thread, and a pass may take a while: with more the clock was set back between two samples."""
 

@@ -34,7 +34,7 @@ def has_unit(name: str, unit_dirs: Iterable[str] = UNIT_DIRS, booted: str = "/ru
 
 def _is_startable(name: str, unit_dirs: Iterable[str]) -> bool:
     place = next((place for folder in unit_dirs if os.path.lexists(place := f"{folder}/{name}")), None)
-    return place is not None and not is_mask(place)
+    return place is not None and os.path.isfile(place) and not is_mask(place)
 
 
 def is_mask(place: str) -> bool:

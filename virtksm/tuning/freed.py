@@ -1,4 +1,4 @@
-"""Memory that huge pages gave back when ksmd split them, by guest: an estimate that is never too high. Pure.
+"""Memory that huge pages gave back when ksmd split them, by guest: an estimate, rather too low. Pure.
 
 Since Linux 6.12 the kernel maps the zero subpages of a huge page that it splits to the zero page, whatever
 use_zero_pages says. They are no longer resident, and no counter of KSM's tells. A guest's resident memory does, which
@@ -15,7 +15,8 @@ falls for other reasons, too. So from one pass to the next:
 5. Where pages_scanned has fallen, the machine has booted, and all begins anew.
 
 A balloon, or a guest that reports free pages, at the very moment when ksmd splits others is what rule 1 cannot tell
-apart. What was freed before the first pass is unknown, and counts as nothing.
+apart, nor rule 3 whose the whole huge pages are. What was freed before the first pass is unknown, and counts as
+nothing.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ MAX_AGE_S = 5.0
 LIMIT_S = 2.0
 """How long a page waits for a reading: a fifth of what Prometheus waits for a page by default."""
 STAYS = 2
-"""Chosen."""
+"""A guest that is shown ranks as if so many times as much were saved on it (chosen)."""
 
 SavedBytes = list[tuple[Guest, int]]
 

@@ -76,7 +76,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=stopped_kib > 0)
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
-    unmerged_kib -= sum(one.kib for one in before.settling if one.key in unmergeable)
+    unmerged_kib = max(unmerged_kib - sum(one.kib for one in before.settling if one.key in unmergeable), 0)
     current = state.scans.current
     if current is not None:
         current = replace(current, scanning=_within(current.scanning, all_kib))

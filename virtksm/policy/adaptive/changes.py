@@ -18,7 +18,7 @@ the same nothing is added to the backlog."""
 CHANGED = "changed "
 """What begins the key of a process's changed memory."""
 UNSEEN = CHANGED + "unseen"
-"""The key of memory that is no known process's."""
+"""The key of changes that nothing tells: in memory of no known process, and those too slow to be measured."""
 REWRITTEN = CHANGED + "rewritten"
 """The key of merged pages that were written to beyond what was measured, and of what guests filled anew."""
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
@@ -26,7 +26,7 @@ OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 BLIND_S = 24 * 3600.0
 """Unmeasured memory changes once in so long (chosen)."""
 QUIET_S = 7 * BLIND_S
-"""So does memory that was measured, as libvirt tells no less than 1 MiB a second (chosen)."""
+"""Measured memory changes at least once in so long: libvirt tells no less than 1 MiB a second (chosen)."""
 UNSEEN_SHARE = 1 / 64
 """Unseen other processes hold this share of memory (chosen)."""
 
@@ -39,9 +39,9 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 def age_changed(
     snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float, unmerged_kib: int
 ) -> Mapping[str, float]:
-    """Return what has changed by key, `passed_s` later; `rewritten_kib` beyond that. Rates are without new memory.
+    """Return what has changed by key, `passed_s` later, with `rewritten_kib` that no process's rate accounts for.
 
-    No process changes more than it has that has not merged.
+    Rates are without new memory. No process changes more than it has that has not merged.
     """
     before, lone = state.backlog.changed, lone_share(snapshot, state)
     changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
@@ -53,7 +53,10 @@ def age_changed(
 
 
 def attribute(snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float) -> Mapping[str, float]:
-    """Return whose the merged pages were that were written to: theirs whose memory changes so fast, else REWRITTEN."""
+    """Return by key how much of what was written to after it had merged each process's rate accounts for.
+
+    The rest has the key REWRITTEN.
+    """
     if not rewritten_kib:
         return {}
     more_kib = {key: kib_per_s * passed_s for key, (kib_per_s, _) in changing(snapshot, state).items() if kib_per_s}

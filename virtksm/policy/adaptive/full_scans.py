@@ -348,7 +348,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
 def _lost_pages(began: Meter, now: Meter) -> int:
     """Return what was lost again in a full scan: written to, it is counted as sharing until ksmd finds it.
 
-    Of pages that are written to as many were saved as of those that merged meanwhile.
+    Of these pages as large a share was saved as of those that merged meanwhile.
     """
     pages, saved = _difference(began.cow_ksm, now.cow_ksm) or 0, now.pages_sharing - began.pages_sharing
     shared = now.pages_shared - began.pages_shared

@@ -140,7 +140,7 @@ class Scans(NamedTuple):
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
     changed: Mapping[str, float] = EMPTY
-    """What had changed in place, too, when a pair for new memory began: learned from with it."""
+    """What had changed in place when a pair for new memory began: the pair scans it, and teaches of it, too."""
 
 
 class Ratio(NamedTuple):

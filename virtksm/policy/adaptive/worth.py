@@ -124,7 +124,7 @@ class Shares(NamedTuple):
 
     The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
     merges pays for itself. New memory of one of which nothing is known goes by its image. `lasting` is the share of all
-    that is saved which was not rewritten soon, `saving` the share of merged pages that are not kept.
+    that is saved which was not rewritten soon, `saving` the share of merged memory that is saved.
     """
 
     learned: Learned
@@ -143,9 +143,9 @@ class Shares(NamedTuple):
         known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
         if known is not None:
             return known.share + known.lost
-        return (
-            self.saving if key == REWRITTEN else FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
-        )
+        if key == REWRITTEN:
+            return self.saving
+        return FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
