@@ -318,7 +318,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        learned = learn(snapshot, state, {**scans.changed, **once}, merged_kib)
+        learned = learn(snapshot, state, add(scans.changed, once), merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
     per_kib = cost_s / max(memory_kib, 1)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
