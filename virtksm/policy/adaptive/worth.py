@@ -132,16 +132,18 @@ class Shares(NamedTuple):
     lasting: float
     saving: float
 
+    def known(self, key: str) -> Ratio | None:
+        """Return what was learned of a key's memory, else of its image's."""
+        return ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
+
     def of(self, key: str) -> float:
-        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
-        if known is not None:
+        if (known := self.known(key)) is not None:
             return known.share
         return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
     def merging(self, key: str) -> float:
         """Return what share is expected to merge, lasting or not; of what had merged before, as much of it as saves."""
-        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
-        if known is not None:
+        if (known := self.known(key)) is not None:
             return known.share + known.lost
         if key == REWRITTEN:
             return self.saving
