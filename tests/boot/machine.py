@@ -3,6 +3,7 @@
 The machine has AppArmor, systemd as its first process, and a KSM of its own. Guests are emulated in it, too.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -89,6 +90,24 @@ def scans_little() -> str:
     return str(took)
 
 
+def keeps_to_cpus() -> None:
+    """a drop-in of `virtksm-ksm.service` keeps ksmd to a CPU; without it the unit puts back what it found"""
+    drop_in = Path("/etc/systemd/system/virtksm-ksm.service.d/cpus.conf")
+    pid = int(run("pgrep", "--parent", "2", "--exact", "ksmd"))
+    found = os.sched_getaffinity(pid)
+    claim(len(found) > 1, found)
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nEnvironment=KSMD_CPUS={max(found)}\n", encoding="ascii")
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm-ksm.service")
+    claim(os.sched_getaffinity(pid) == {max(found)}, os.sched_getaffinity(pid))
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "virtksm-ksm.service")
+    claim(os.sched_getaffinity(pid) == found, os.sched_getaffinity(pid))
+
+
 def stops() -> None:
     """`systemctl stop`: the baseline is back, and what is merged stays merged"""
     run("systemctl", "stop", "virtksm.service")
@@ -104,7 +123,7 @@ def purged() -> None:
     claim(not left, left)
 
 
-CLAIMS: Claims = (installed, confined, tunes, hears_the_hook, diagnoses, scans_little, stops, purged)
+CLAIMS: Claims = (installed, confined, tunes, hears_the_hook, diagnoses, scans_little, keeps_to_cpus, stops, purged)
 
 
 if __name__ == "__main__":

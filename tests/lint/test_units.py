@@ -1,7 +1,9 @@
 """The systemd units, polkit rules and their kin in conf/: systemd's own verdict, and what must not get lost."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -101,40 +103,86 @@ def test_ksm_stays_off_while_virtksm_is_paused() -> None:
     assert f"!{RuntimePaths().host_switch('local')}" in settings(switch_on)["ConditionPathExists"]
 
 
+class SwitchUnit:
+    """The commands of virtksm-ksm.service, on folders and a ksmd of the test's own."""
+
+    def __init__(self, folder: Path, ksmd: int = 0) -> None:
+        self.ksm, self.kept, children = folder / "ksm", folder / "run", folder / "children"
+        self.ksm.mkdir()
+        self.kept.mkdir()
+        children.write_text(f"{os.getpid()} {ksmd} ", encoding="ascii")
+        for name in ("run", "use_zero_pages"):
+            (self.ksm / name).write_text("0\n", encoding="ascii")
+        text = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
+        text = text.replace("\\\n", "").replace("$$", "$").replace("/sys/kernel/mm/ksm", str(self.ksm))
+        self.text = text.replace("/run/virtksm", str(self.kept)).replace("/proc/2/task/2/children", str(children))
+
+    def runs(self, kind: str, **environment: str) -> str:
+        """Run the commands of this kind, each; return what they say of what went wrong."""
+        told, given = "", {"USE_ZERO_PAGES": "keep", "KSMD_CPUS": "keep", **environment}
+        for command in re.findall(rf"^Exec{kind}=-?(/bin/.+)$", self.text, flags=re.MULTILINE):
+            done = subprocess.run(shlex.split(command), check=False, env=given, capture_output=True, text=True)
+            assert bool(done.stderr) == bool(done.returncode), done
+            told += done.stderr
+        return told
+
+    def stops(self) -> None:
+        assert (self.runs("StopPost"), [*self.kept.iterdir()]) == ("", [])
+
+    def numbers(self) -> tuple[str, str]:
+        return (self.ksm / "run").read_text().strip(), (self.ksm / "use_zero_pages").read_text().strip()
+
+
+STARTS = "(?:StartPre|Start)"
+
+
 def test_ksm_s_switch_and_use_zero_pages_are_put_back_as_they_were_found(tmp_path: Path) -> None:
-    """The unit's commands, on folders of the test's own."""
-    ksm, kept = tmp_path / "ksm", tmp_path / "run"
-    ksm.mkdir()
-    kept.mkdir()
-    unit = (CONF / "systemd" / "virtksm-ksm.service").read_text(encoding="utf-8")
-    unit = unit.replace("\\\n", "").replace("$$", "$").replace("/sys/kernel/mm/ksm", str(ksm))
-    unit = unit.replace("/run/virtksm", str(kept))
-
-    def runs(kind: str, use_zero_pages: str = "keep") -> tuple[str, str, bool]:
-        commands = re.findall(rf"^Exec{kind}=-?(/bin/.+)$", unit, flags=re.MULTILINE)
-        fails = any(
-            subprocess.run(
-                shlex.split(command), check=False, env={"USE_ZERO_PAGES": use_zero_pages}, stderr=subprocess.DEVNULL
-            ).returncode
-            for command in commands
-        )
-        return (ksm / "run").read_text().strip(), (ksm / "use_zero_pages").read_text().strip(), not fails
-
-    for run, use_zero_pages in ("0", "0"), ("0", "1"), ("1", "0"):
-        (ksm / "run").write_text(f"{run}\n", encoding="ascii")
-        (ksm / "use_zero_pages").write_text(f"{use_zero_pages}\n", encoding="ascii")
-        found = (run, use_zero_pages, True)
-        for asked, done in {
-            "keep": ("1", use_zero_pages, True),
-            "1": ("1", "1", True),
-            "0": ("1", "0", True),
-            "on": ("1", use_zero_pages, False),
-        }.items():
+    unit = SwitchUnit(tmp_path)
+    for found in ("0", "0"), ("0", "1"), ("1", "0"):
+        for name, value in zip(("run", "use_zero_pages"), found, strict=True):
+            (unit.ksm / name).write_text(f"{value}\n", encoding="ascii")
+        for asked, done, error in (
+            ("keep", found[1], ""),
+            ("1", "1", ""),
+            ("0", "0", ""),
+            ("on", found[1], "USE_ZERO_PAGES is none of 0, 1 and keep: on (systemctl edit virtksm-ksm)\n"),
+        ):
             for _ in range(2):
-                assert runs("(?:StartPre|Start)", asked) == done, "also twice: what was found first counts"
-            assert runs("StopPost") == found
-            assert [*kept.iterdir()] == []
-    assert runs("StopPost") == found, "what did not start changes nothing"
+                assert unit.runs(STARTS, USE_ZERO_PAGES=asked) == error
+                assert unit.numbers() == ("1", done), "also twice: what was found first counts"
+            unit.stops()
+            assert unit.numbers() == found
+    unit.stops()
+    assert unit.numbers() == found, "what did not start changes nothing"
+
+
+def test_ksmd_keeps_to_the_cpus_told_and_gets_back_those_it_had(tmp_path: Path) -> None:
+    """On a process that is called ksmd, with the real taskset."""
+    shutil.copy("/bin/sleep", tmp_path / "ksmd")
+    with subprocess.Popen([tmp_path / "ksmd", "600"]) as ksmd:
+        try:
+            unit, found = SwitchUnit(tmp_path, ksmd.pid), os.sched_getaffinity(ksmd.pid)
+            last = max(found)
+            for _ in range(2):
+                assert unit.runs(STARTS, KSMD_CPUS=str(last)) == ""
+                assert os.sched_getaffinity(ksmd.pid) == {last}
+            unit.stops()
+            assert os.sched_getaffinity(ksmd.pid) == found
+            for wrong in ("all", str(os.sysconf("SC_NPROCESSORS_CONF") + 1000)):
+                said = unit.runs(STARTS, KSMD_CPUS=wrong)
+                assert said.endswith(
+                    f"KSMD_CPUS is no list of CPUs of this host: {wrong} (systemctl edit virtksm-ksm)\n"
+                )
+                assert os.sched_getaffinity(ksmd.pid) == found
+        finally:
+            ksmd.terminate()
+
+
+def test_a_host_that_shows_no_ksmd_is_told_so(tmp_path: Path) -> None:
+    unit = SwitchUnit(tmp_path)
+    assert unit.runs(STARTS) == "", "nothing is asked of it"
+    assert unit.runs(STARTS, KSMD_CPUS="0") == "KSMD_CPUS is set, and ksmd is not seen here\n"
+    unit.stops()
 
 
 @pytest.mark.parametrize("unit", ["virtksm-after-ksmtuned.service", "virtksm-retune.service"])
