@@ -50,6 +50,8 @@ MIN_COST_SHARE = 0.25
 """A full scan's least cost, of one that skips nothing (chosen)."""
 RARELY_VISITED = 1 / 9
 """How often smart_scan visits an old page (kernel: skip_age)."""
+HIDDEN_AGAIN = 1 / 50
+"""What is left after one more that has merged nothing is hidden again so seldom (chosen: seen once in 40 starts)."""
 NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
@@ -363,15 +365,17 @@ def expect_of_one_more(
     Of what is left of huge pages that ksmd has split, as much as of all else: the unstable tree leads to no page behind
     one that has gone, such as a zero page that a split has freed (mm/ksm.c: unstable_tree_search_insert). With old
     pages, which smart_scan visits in few full scans, what is wanting of the usual share. Later on, the mean of what was
-    expected and what has merged.
+    expected and what has merged; beyond what has merged or was skipped HIDDEN_AGAIN of what was expected, as the rest
+    was visited in vain, such as zero pages that fill huge ones.
     """
     ksm, scans, once_kib = snapshot.ksm, state.scans, max(state.backlog.scanned_once_kib, 1)
     in_no_tree_kib = max(ksm.kib(ksm.pages_volatile or 0) - ended.scanning_kib, 0)
     unmet_kib = min(in_no_tree_kib, left_kib)
-    if scans.more:
-        return min((scans.expected_kib + merged_kib) / 2, unmet_kib)
-    split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
     skipped_kib = ksm.kib(_difference(ended.began.pages_skipped, ksm.pages_skipped) or 0)
+    if scans.more:
+        visited_kib = HIDDEN_AGAIN * scans.expected_kib
+        return min((scans.expected_kib + merged_kib) / 2, merged_kib + skipped_kib + visited_kib, unmet_kib)
+    split_kib = (_difference(ended.began.thp_split_page, ksm.thp_split_page) or 0) * ksm.huge_page_kib
     gain_kib = min(split_kib, unmet_kib) * min(merged_kib / once_kib, 1.0)
     ratio, _ = expect_of_backlog(expect(snapshot, state), state.backlog)
     wanting_kib = max(ratio * once_kib - merged_kib - gain_kib, 0.0)
