@@ -124,13 +124,18 @@ class Clairvoyant(Contender):
 
 
 class Adaptive(Contender):
-    """A real `virtksm agent` on the ground's libvirtd; the clock starts once it idles without a backlog."""
+    """A real `virtksm agent` on the ground's libvirtd; the clock starts once it idles without a backlog.
+
+    It may take `max_cpu_percent` of a core, all of it as peers may; 0, the default, is half a core of two CPUs.
+    """
+
+    def __init__(self, max_cpu_percent: int) -> None:
+        super().__init__()
+        self._law = f'[adaptive]\nengage = "always"\nmax_cpu_percent = {max_cpu_percent}\n'
 
     def begin(self, ground: Ground, work: Work) -> None:
         self._ksm = ground.ksm
-        # A whole core, as peers may take; by default it is half a core where the race runs on two CPUs.
-        law = '[adaptive]\nengage = "always"\nmax_cpu_percent = 100\n'
-        self._agent = self._stack.enter_context(running_agent(ground.folder / "agent", ground.uri, law))
+        self._agent = self._stack.enter_context(running_agent(ground.folder / "agent", ground.uri, self._law))
 
     @property
     def is_ready(self) -> bool:
@@ -174,7 +179,8 @@ def read_backlog_mib(numbers: Mapping[str, Any]) -> float:
 
 
 CONTENDERS: Mapping[str, Callable[[], Contender]] = {
-    "adaptive": Adaptive,
+    "adaptive": lambda: Adaptive(max_cpu_percent=100),
+    "adaptive-installed": lambda: Adaptive(max_cpu_percent=0),
     "ksmtuned": RealKsmtuned,
     "advisor-boot": AdvisorBoot,
     "advisor-late": AdvisorLate,

@@ -96,7 +96,7 @@ def measure_work(runs: Sequence[Run], check_scans_s: float = 0.0) -> Results:
     final_pages = max((held_pages(run) for run in runs), default=0.0)
     flat = next((run for run in runs if run.contender == "flat"), None)
     return {
-        run.contender: measure_run(run, final_pages, flat, check_scans_s if run.contender == OURS else 0.0)
+        run.contender: measure_run(run, final_pages, flat, check_scans_s if run.contender.startswith(OURS) else 0.0)
         for run in runs
     }
 

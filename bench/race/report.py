@@ -40,6 +40,7 @@ COLUMNS: tuple[tuple[str, Callable[[Figures], float | None], int], ...] = (
 MAX_POINTS = 400
 COLOURS: Mapping[str, str] = {
     "adaptive": "#d62728",
+    "adaptive-installed": "#ff9896",
     "ksmtuned": "#1f77b4",
     "advisor-boot": "#2ca02c",
     "advisor-late": "#98df8a",
