@@ -75,6 +75,21 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     assert alone == pytest.approx(left, rel=0.02), "what is free stays free when the agent has gone"
 
 
+@pytest.mark.needs("vmstat:thp_underused_split_page", "huge_pages")
+def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_use_zero_pages(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    """Without those, about one huge page in a full scan."""
+    ksm.write(use_zero_pages=0)
+    agent = start_agent(SWEEPING_LAW)
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+    line = wait_until_covered(agent, GUESTS)
+    full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
+    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
+    assert full - resident_bytes(running) >= 0.9 * GUESTS * ZERO_MIB * MIB
+    assert line["decision"]["numbers"]["other_processes_bytes"] == 0, "the agent's own are no other process's"
+
+
 @pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
 def test_doctor_as_root_measures_what_use_zero_pages_would_bring(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome

@@ -104,6 +104,12 @@ def test_root_sees_every_process_that_lets_memory_merge_but_the_guests(home: Hom
     assert home.systemd.times_asked == 0, "root need not ask systemd"
 
 
+def test_the_agents_own_zero_pages_are_no_memory_that_merges(home: Home) -> None:
+    home.process(10, NEW.format(any="yes"))
+    home.proc.write(10, "comm", "virtksm\n")
+    assert home.seen() == OtherProcesses(kib=0, processes=0, unread=0)
+
+
 def test_before_the_kernel_says_who_may_merge_it_counts_whom_ksmd_has_visited(home: Home) -> None:
     home.process(10, OLD.format(items=5))
     home.process(11, OLD.format(items=0))

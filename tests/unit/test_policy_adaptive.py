@@ -1281,6 +1281,14 @@ def test_merge_across_nodes_waits_until_nothing_is_shared(key: str, shared: int,
     decision, _ = decide_all(policy, snap(0, ONE, pages_shared=shared))
     assert decision.target.merge_across_nodes == target
     assert ("merge_across_nodes waits" in decision.reason.text) == (key == "never" and shared > 0)
+    assert decision.wants_zero_pages == (key != "never"), "they are shared themselves"
+
+
+def test_a_merged_zero_page_is_of_use_on_this_machine_alone() -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams())
+    for seen, wanted in ((snap(0.0), True), (replace(snap(0.0), source=Source.LIBVIRT), False)):
+        decision, _ = policy.decide(seen, policy.first_state(seen), TIMER)
+        assert decision.wants_zero_pages == wanted
 
 
 # What would change the decision: tests/property/test_thresholds.py tries whether it is true

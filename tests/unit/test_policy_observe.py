@@ -40,6 +40,7 @@ def test_between_full_scans_it_decides_as_adaptive_does_and_asks_guests_for_noth
         assert (ours.target, ours.reason.rule, left) == (theirs.target, rule, expected)
         assert ours.reason.text.startswith("would let ksmd idle: ")
         assert not ours.wants_dirty_rates
+        assert not ours.wants_zero_pages
 
 
 def test_a_full_scan_is_due_until_the_kernel_has_made_one_which_counts_and_teaches() -> None:

@@ -22,6 +22,7 @@ from virtksm.agent.log import Reporter
 from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import DonePass
 from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.agent.zero_pages import ZeroPages
 from virtksm.config.schema import Config
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger
@@ -67,6 +68,7 @@ class Listeners:
     switches: GuestSwitches
     dirty_rates: DirtyRates
     merged: MergedMemory
+    zero_pages: ZeroPages = field(default_factory=ZeroPages)
     news: News = field(default_factory=News)
     rooms: Rooms = field(default_factory=Rooms)
 
@@ -99,3 +101,4 @@ class Listeners:
             self.switches.follow(None if done.config.only_observes else decision.rewriters)
         self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
         self.merged.see(guests, is_wanted=decision.wants_merged)
+        self.zero_pages.follow(are_wanted=decision.wants_zero_pages)

@@ -33,6 +33,8 @@ from virtksm.tuning.ports import Clock
 READ_EVERY_S = 60.0
 ASK_S = 300.0
 ASK = ("--property=ControlGroup", "--property=MemoryKSM", "*.service")
+AGENT = b"virtksm\n"
+"""Two pages of it may merge, and their content tells nothing (agent/zero_pages.py)."""
 FIRST_WITHIN_S = 2.0
 """A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0
@@ -102,6 +104,8 @@ class OtherProcessesReader:
                 continue
             is_known = True
             may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat) or qemus.get(pid, False)
+            if may and read_process(pid, "comm") == AGENT:
+                continue
             if may or stat is None:
                 rss_kib, shared_kib = parse_memory_kib(read_process(pid, "statm"), page_kib) or (0, 0)
                 held_kib = max(rss_kib - shared_kib, 0)

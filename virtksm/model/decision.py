@@ -131,7 +131,8 @@ class Decision(NamedTuple):
     `next_pass_s` is when the policy wants its own next pass, in seconds from now; None for never. `is_routine` says
     that the same rule goes on as in the pass before: one of many, which only a log at level debug needs.
     `wants_dirty_rates`: guests' dirty rates are of use to the next decisions; `wants_merged`: so is what is merged of
-    them. `rewriters` are the guests (`Guest.key`) that are to be out of KSM, as they rewrite what merges.
+    them; `wants_zero_pages`: so is a merged zero page to ksmd. `rewriters` are the guests (`Guest.key`) that are to be
+    out of KSM, as they rewrite what merges.
     """
 
     target: Settings
@@ -140,6 +141,7 @@ class Decision(NamedTuple):
     is_routine: bool = False
     wants_dirty_rates: bool = False
     wants_merged: bool = False
+    wants_zero_pages: bool = False
     rewriters: tuple[str, ...] = ()
 
     @property

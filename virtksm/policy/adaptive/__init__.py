@@ -184,7 +184,8 @@ class AdaptivePolicy:
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
         has = snapshot.ksm.settings.merge_across_nodes
         backlog, learned = state.backlog, state.learned
-        if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
+        is_merge_set = merge is None or has in (None, merge)
+        if not is_merge_set and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
         if learned.rewritten_kib * 2 > learned.merged_kib > 0:
@@ -226,6 +227,7 @@ class AdaptivePolicy:
             is_routine=rule == state.rule,
             wants_dirty_rates=need.engaged and rule != "off" and not self.only_observes,
             wants_merged=self.params.exclude_rewriters and rule in ("idle", "wait") and wants_merged(snapshot, state),
+            wants_zero_pages=snapshot.source is Source.LOCAL and is_merge_set and not self.only_observes,
             rewriters=tuple(sorted(state.rewriters)),
         )
         return decision, replace(state, rule=rule)
