@@ -14,11 +14,8 @@ pytestmark = pytest.mark.real
 def mergeable_kib() -> list[int]:
     """Tell the resident memory of each of this process's mappings that may merge."""
     text = Path("/proc/self/smaps").read_text(encoding="utf-8")
-    return [
-        int(kib)
-        for kib, flags in re.findall(r"^Rss: +(\d+) kB$.*?^VmFlags:([^\n]*)$", text, re.M | re.S)
-        if " mg" in flags
-    ]
+    mappings = re.findall(r"^Rss: +(\d+) kB$.*?^VmFlags:([^\n]*)$", text, re.MULTILINE | re.DOTALL)
+    return [int(kib) for kib, flags in mappings if " mg" in flags]
 
 
 def test_zero_pages_may_merge_while_they_are_wanted() -> None:

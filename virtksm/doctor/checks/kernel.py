@@ -111,7 +111,10 @@ def check_page_sharing(facts: Facts) -> Judgement:
 
 
 def check_zero_pages(facts: Facts) -> Judgement:
-    """Judge whether zero pages come free and are counted: in huge pages they do with use_zero_pages alone (6.12)."""
+    """Judge whether zero pages come free and are counted.
+
+    From 6.12 on those in huge pages of guests that are older than the agent do with use_zero_pages alone.
+    """
     here = with_ksm(facts)
     if here.number(ONLY_ZERO_PAGES):
         return info(f"{ONLY_ZERO_PAGES} is {here.number(ONLY_ZERO_PAGES)}: zero pages merge, and nothing else does")
@@ -122,7 +125,7 @@ def check_zero_pages(facts: Facts) -> Judgement:
     off = "use_zero_pages is off: they merge as any others"
     if parse_vmstat(here.root.text_if_readable("proc/vmstat"), "thp_underused_split_page") is None:
         return passed(off)
-    off += ", hardly any in huge pages"
+    off += ", hardly any in huge pages of guests that are older than the agent"
     sampled = None
     with suppress(CannotTell, DoesNotApply):  # a finding of its own
         sampled = facts.guests.zero_pages
