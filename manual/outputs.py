@@ -435,6 +435,7 @@ class KeptDecision(Reasoned):
     is_routine: bool
     wants_dirty_rates: bool
     wants_merged: bool
+    wants_zero_pages: bool
     rewriters: list[str]
     """By UUID and domain id."""
 
