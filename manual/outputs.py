@@ -217,6 +217,10 @@ class SavedHour:
     step_s: float
     saved_bytes: list[int | None]
     """At the end of each stretch of `step_s` seconds."""
+    zero_bytes: list[int | None]
+    """What of it were zero pages."""
+    freed_bytes: list[int | None]
+    """What of it huge pages gave back when they were split, by estimate."""
 
 
 class Event:
