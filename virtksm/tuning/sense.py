@@ -141,11 +141,11 @@ def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Trait
             potential_kib[nodes] = potential_kib.get(nodes, 0) + guest.potential_kib // len(sets)
     found = []
     for nodes, kib in potential_kib.items():
-        memory = [one for node in nodes if (one := local.node_memory(node)) is not None]
+        memory = {node: one for node in nodes if (one := local.node_memory(node)) is not None}
         if memory:
-            usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
+            usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory.values(), strict=True))
             available_kib += (host.arc_kib or 0) * usable_kib // max(host.usable_kib, 1)
-            found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
+            found.append(NodeMemory(usable_kib, available_kib, potential_kib=kib, nodes=tuple(memory)))
     return replace(snapshot, bound=tuple(found)) if found else snapshot
 
 
