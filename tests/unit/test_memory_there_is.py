@@ -11,10 +11,11 @@ from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock, FakeHypervisor, fake_cycle
 from tests.lab.healthy_host import with_files
 from virtksm.cli.headroom import find_memory_notes
+from virtksm.cli.survey import read_bound
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import examine
 from virtksm.doctor.finding import Verdict
-from virtksm.guests.headroom import Headroom, find_headroom, find_reserve_kib, host_of
+from virtksm.guests.headroom import Headroom, find_headroom, find_node_rooms, find_reserve_kib, host_of
 from virtksm.guests.survey import survey
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
@@ -402,6 +403,28 @@ def test_guests_that_are_bound_to_a_node_may_grow_beyond_it(place: Place) -> Non
     assert need.where == "memory may be short on NUMA node 0: guests can grow to 64.0 GiB there"
     assert place.need(bound_to={f"g{number}/1": ((number % 2,),) for number in range(4)}) == everywhere
     assert place.need(bound_to={f"g{number}/1": ((0,), (1,)) for number in range(4)}) == everywhere, "half on each"
+
+
+def test_a_node_that_guests_are_bound_to_has_a_room(place: Place) -> None:
+    """128 GiB on two nodes; of the guests on the first, which is nearly full, each may grow by 4 GiB."""
+    place.memory(total_gib=128, available_gib=79)
+    place.guests(3, gib=16, rss_gib=12)
+    for name, nodes in (("g0", "0"), ("g1", "0"), ("g2", "0-1")):
+        numatune = f"<numatune><memory mode='strict' nodeset='{nodes}'/></numatune>"
+        place.hypervisor.xml[name] = place.hypervisor.xml[name].replace("</domain>", f"{numatune}</domain>")
+    place.node(0, total_gib=64, free_gib=22)
+    place.node(1, total_gib=64, free_gib=57)
+    found, memory = survey(place.hypervisor, place.facts), place.facts.host_memory()
+    needs = [one.need for one in found.guests]
+    bound = read_bound(found, memory, place.facts)
+    rooms = find_node_rooms(needs, bound, Config(), unmerging_kib=GIB, safe_kib=40 * GIB)
+    assert [(one.nodes, one.safe_kib / GIB) for one in rooms] == [
+        ((0,), pytest.approx(22 - 0.2 * 64 - 2 * 4 - 1, abs=0.01)),
+        ((0, 1), 40.0),
+    ]
+    for name in ("g0", "g1", "g2"):
+        place.hypervisor.xml[name] = place.hypervisor.xml[name].replace("strict", "preferred")
+    assert read_bound(survey(place.hypervisor, place.facts), memory, place.facts) == {}
 
 
 def test_engage_short_goes_by_available_memory_alone(place: Place) -> None:

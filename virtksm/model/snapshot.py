@@ -305,7 +305,7 @@ class NodeMemory(NamedTuple):
 
     usable_kib: int
     available_kib: int
-    potential_kib: int
+    potential_kib: int = 0
     nodes: tuple[int, ...] = ()
 
 
