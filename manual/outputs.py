@@ -436,7 +436,7 @@ class Headroom(Versioned):
     room_bytes: Room
     risk: Risk
     nodes: list[NodeRoom]
-    """Of NUMA nodes that guests are bound to; all else reckons with the host as a whole."""
+    """Of NUMA nodes that guests are bound to; all else is of the host as a whole."""
     notes: list[str]
 
 

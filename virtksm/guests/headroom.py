@@ -20,7 +20,7 @@
 5. Guests that are bound to NUMA nodes have no other memory. The safe room there is what those nodes have available,
    less the reserve, their growth and what unmerging them takes: by what is known of each, else all that is merged. Of a
    guest with several sets of nodes each counts for an equal part. It is never more than the host's, and others may take
-   of it. All else reckons with the host as a whole.
+   of it. All else is of the host as a whole.
 """
 
 from __future__ import annotations
