@@ -23,7 +23,10 @@ function rowOf(pass, isNewest) {
                         decision.reason, " ", element("span", { class: "minor" }, `(rule ${decision.rule})`),
                         ...(isNewest ? thresholds(decision) : []))),
         element("td", { role: "cell", "data-label": "Result" }, whatChanged(pass)),
-        element("td", { role: "cell", class: "number", "data-label": "Saved" }, formatBytes(savedBytes(pass.snapshot.ksm))));
+        element("td", { role: "cell", class: "number", "data-label": "Saved" },
+                element("div", {},
+                        formatBytes(savedBytes(pass.snapshot.ksm)),
+                        ...savedParts(pass.snapshot.ksm).map(text => element("div", { class: "minor" }, text)))));
 }
 
 /* KsmState.saved_kib of virtksm/model/snapshot.py. */
@@ -31,6 +34,13 @@ function savedBytes(ksm) {
     if (ksm.pages_shared === null || ksm.pages_sharing === null)
         return null;
     return ((ksm.pages_sharing + (ksm.ksm_zero_pages || 0)) * ksm.page_kib + (ksm.freed_kib || 0)) * 1024;
+}
+
+/* What of it is no shared pages, as `virtksm explain` words it. */
+function savedParts(ksm) {
+    const zero = (ksm.ksm_zero_pages || 0) * ksm.page_kib;
+    return [[zero, "by zero pages"], [ksm.freed_kib || 0, "given back by split huge pages"]]
+            .filter(([kib]) => kib > 0).map(([kib, how]) => `${formatBytes(kib * 1024)} ${how}`);
 }
 
 function thresholds(decision) {

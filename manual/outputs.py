@@ -217,6 +217,10 @@ class SavedHour:
     step_s: float
     saved_bytes: list[int | None]
     """At the end of each stretch of `step_s` seconds."""
+    zero_bytes: list[int | None]
+    """What of it were zero pages."""
+    freed_bytes: list[int | None]
+    """What of it huge pages gave back when they were split, by estimate."""
 
 
 class Event:
@@ -398,6 +402,20 @@ class Guests(Versioned):
     notes: list[str]
 
 
+class NodeRoom:
+    """The room on NUMA nodes that guests are bound to."""
+
+    nodes: list[int]
+    available_bytes: int
+    reserve_bytes: int
+    growth_bytes: int
+    """What the guests that are bound there may still take."""
+    unmerging_bytes: int
+    """What unmerging them takes."""
+    safe_bytes: int
+    """For guests that are bound there, if no others take it."""
+
+
 class Headroom(Versioned):
     """How much more guest memory fits."""
 
@@ -417,6 +435,8 @@ class Headroom(Versioned):
     """The share of the guests' memory that KSM saves, 0 to 0.95."""
     room_bytes: Room
     risk: Risk
+    nodes: list[NodeRoom]
+    """Of NUMA nodes that guests are bound to; all else is of the host as a whole."""
     notes: list[str]
 
 

@@ -26,6 +26,11 @@ def some_of(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(words[:most]) + more
 
 
+def nodes_text(nodes: Sequence[int]) -> str:
+    """Return the name of NUMA nodes."""
+    return f"NUMA node{'' if len(nodes) == 1 else 's'} {some_of([str(node) for node in nodes])}"
+
+
 def printable(text: str) -> str:
     """Return `text` with what is not printable as backslash escapes: controls, line ends, bidirectional overrides."""
     if text.isprintable():

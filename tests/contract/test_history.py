@@ -36,6 +36,8 @@ SAMPLE = Sample(
     pages_to_scan=285_714,
     sleep_millisecs=60_000,
     rule="sweep",
+    zero_kib=3_456,
+    freed_kib=20_000,
 )
 EVENT = GuestEvent(at_s=NOW_S, kind="started", domain="vm ü\n", uuid="1-2-3", detail="booted")
 DECISION = '{"kind": "pass", "decision": {"rule": "\\u00fc"}}'
@@ -68,7 +70,7 @@ def test_what_is_added_is_there_for_other_processes_the_oldest_first(case: Case)
     for history in (case.history, case.reopen()):
         assert (history.samples(0), history.events(0), history.decisions(100)) == ((), (), ())
     assert case.history.add([], [], []) is None
-    later = replace(SAMPLE, at_s=NOW_S + 10, ksmd_cpu_seconds=None, saved_kib=None)
+    later = replace(SAMPLE, at_s=NOW_S + 10, ksmd_cpu_seconds=None, saved_kib=None, zero_kib=None, freed_kib=None)
     assert case.history.add([SAMPLE], [EVENT], []) is None
     assert case.reopen().add([later], [replace(EVENT, at_s=NOW_S + 20, detail="")], [DECISION]) is None
     for history in (case.history, case.reopen()):

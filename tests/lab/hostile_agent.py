@@ -29,6 +29,7 @@ from virtksm.host.bounded import Waiting
 from virtksm.model.current import after_pass
 from virtksm.model.decision import Pause, Threshold
 from virtksm.model.report import Foreign
+from virtksm.store.history import SCHEMA
 from virtksm.trace.text import pass_values
 from virtksm.values import replace
 
@@ -106,7 +107,7 @@ STATUS: Json = {**_FACTS.as_dict(NOW), "full_scan": {"done_kib": 1, "total_kib":
 
 
 def _history(now_s: float) -> Json:
-    sample = [now_s - 60, 2, 300, 900, 500, 5, 1.5, 1, 100, 20, "sweep"]
+    sample = [now_s - 60, 2, 300, 900, 500, 5, 1.5, 1, 100, 20, "sweep", 2, 1]
     rows = [sample, [now_s - 30, *sample[1:]]]
     return {
         "now_s": now_s,
@@ -247,6 +248,6 @@ PLANTED_HISTORIES = {
 def plant_history(path: Path, statement: str) -> None:
     """Make a history of our version out of `statement`, for each of its tables."""
     with closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA user_version = 1")
+        database.execute(f"PRAGMA user_version = {SCHEMA}")
         for table in ("samples", "events", "decisions"):
             database.executescript(statement.format(table))

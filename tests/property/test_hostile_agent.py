@@ -233,7 +233,7 @@ def test_a_planted_history_takes_neither_disk_nor_memory(folder: Path, kind: str
     assert (folder / "lib" / "local.history").stat().st_size < 1 << 20
     for command in ("status", "explain", "trace plot -o {0}/p.svg"):
         done = run_apart(folder, command)
-        assert "local.history: is no history of schema 1" in done.stdout + done.stderr
+        assert "local.history: is no history of schema" in done.stdout + done.stderr
 
 
 def link(path: Path, precious: Path) -> None:

@@ -17,6 +17,7 @@ from virtksm.model.snapshot import (
     HostMemory,
     KsmState,
     MergedReading,
+    NodeMemory,
     OtherProcesses,
     Settings,
     Snapshot,
@@ -196,6 +197,22 @@ def test_what_is_no_memory_to_be_short_of_never_presses(
     guest = Guest(uuid="d", name="d", rss_kib=0, max_kib=MAX_KIB, pool_kib=MAX_KIB)
     beside = judge_need(replace(snapshot, guests=(*snapshot.guests, guest)), chosen, was_engaged=was_engaged)
     assert beside == need
+
+
+nodes = st.builds(NodeMemory, usable_kib=kib, available_kib=kib, potential_kib=kib, nodes=st.tuples(st.integers(0, 7)))
+
+
+@given(params, snapshots, st.booleans(), st.lists(nodes, max_size=3), st.sampled_from(["auto", "short"]))
+def test_nodes_are_named_where_they_are_shorter_of_memory_than_the_host_and_never_make_it_less_so(
+    chosen: AdaptiveParams, snapshot: Snapshot, was_engaged: bool, bound: list[NodeMemory], engage: str
+) -> None:
+    chosen = replace(chosen, engage=engage)
+    alone, beside = (
+        judge_need(replace(snapshot, bound=tuple(places)), chosen, was_engaged=was_engaged) for places in ((), bound)
+    )
+    assert (beside.pressure, beside.engaged) >= (alone.pressure, alone.engaged)
+    assert bool(beside.where) == ((beside.pressure, beside.engaged) > (alone.pressure, alone.engaged))
+    assert alone.where == ""
 
 
 @given(params, snapshots)

@@ -106,6 +106,28 @@ def test_a_full_scan_shows_its_progress_and_what_is_left(page: Page) -> None:
         assert call(page, "facts", shown, [body, {**status, "full_scan": full_scan}]) == expected
 
 
+def test_a_decision_shows_which_part_of_what_is_saved_is_no_shared_pages(page: Page) -> None:
+    shown = """(() => {
+        document.body.innerHTML = "<table><tbody></tbody></table>";
+        it.showDecisions(document.querySelector("table"), [JSON.stringify(given)]);
+        return [...document.querySelectorAll("[data-label='Saved'] div")].map(one => one.textContent);
+    })()"""
+    settings = {"pages_to_scan": 0, "sleep_millisecs": 20, "merge_across_nodes": 1}
+    ksm: Json = {"settings": settings, "pages_shared": 1, "pages_sharing": 256, "page_kib": 4}
+    decision: Json = {"rule": "idle", "reason": "all scanned", "thresholds": []}
+    line: Json = {"at_s": 1.5, "triggers": ["timer"], "decision": decision, "outcome": "unchanged", "refused": []}
+    parts = ["2.0 MiB by zero pages", "4.0 MiB given back by split huge pages"]
+    for zero_pages, freed_kib, expected in (
+        (None, None, ["1.0 MiB"]),
+        (0, 0, ["1.0 MiB"]),
+        (512, None, [f"3.0 MiB{parts[0]}", parts[0]]),
+        (512, 4096, [f"7.0 MiB{''.join(parts)}", *parts]),
+    ):
+        counted = {**ksm, "ksm_zero_pages": zero_pages, "freed_kib": freed_kib}
+        given = {**line, "after": settings, "snapshot": {"ksm": counted}}
+        assert call(page, "decisions", shown, given) == expected
+
+
 def test_amounts_from_the_agent_are_bytes_as_those_of_the_commands(page: Page) -> None:
     given: Json = {"a_kib": 2, "b": [{"c_kib": None, "d": "x"}], "e_bytes": 5}
     taken: Json = {"a_bytes": 2048, "b": [{"c_bytes": None, "d": "x"}], "e_bytes": 5}

@@ -92,7 +92,8 @@ async def test_a_pass_becomes_a_sample_and_a_decision_an_event_an_event(desk: De
     assert desk.history.kept_events == [GuestEvent(at_s=at_s, kind="started", domain="vm", uuid="u", detail="booted")]
     assert [parse_summary(line) for line in desk.history.kept_decisions] == [lines[0].summary()]
     numbers = {"committed_kib": 1000, "saved_kib": 480, "ksmd_cpu_seconds": 1.5, "pages_to_scan": 400}
-    expected = replace(SAMPLE, at_s=at_s, guests=1, sleep_millisecs=10, rule="told", **numbers)
+    parts = {"zero_kib": 80, "freed_kib": 0}
+    expected = replace(SAMPLE, at_s=at_s, guests=1, sleep_millisecs=10, rule="told", **numbers, **parts)
     assert desk.history.kept_samples == [expected]
 
 

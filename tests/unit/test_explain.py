@@ -86,6 +86,25 @@ def test_a_decision_is_told_with_its_rule_and_thresholds_and_for_v_with_its_numb
     assert "waited 0.0 MiB s, full_scan_cost 1.835 s, page_cost 7 us" in numbers
 
 
+@pytest.mark.parametrize(
+    ("counted", "told"),
+    [
+        ({}, []),
+        ({"ksm_zero_pages": 0, "freed_kib": 0}, []),
+        ({"ksm_zero_pages": 512}, ["Saved      3.0 MiB: 1.0 MiB by shared pages, 2.0 MiB by zero pages"]),
+        ({"pages_sharing": 0, "freed_kib": 4096}, ["Saved      4.0 MiB: 4.0 MiB given back by split huge pages"]),
+    ],
+)
+def test_what_of_the_saved_memory_is_no_shared_pages_is_told_where_there_is_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], counted: dict[str, int], told: list[str]
+) -> None:
+    values = pass_of()
+    values["snapshot"]["ksm"] |= {"pages_shared": 1, "pages_sharing": 256, "page_kib": 4, **counted}
+    fill(tmp_path, values)
+    assert explained(tmp_path) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Saved")] == told
+
+
 def test_the_last_ones_are_told_the_oldest_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill(tmp_path, *(pass_of(triggers=[name]) for name in ("started", "stopped", "retune")))
     assert explained(tmp_path, "--last", "2", "--json") == 0

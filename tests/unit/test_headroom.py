@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virtksm.guests.headroom import MAX_RATIO, GuestNeed, Headroom, Host, find_headroom
+from virtksm.config.schema import Config
+from virtksm.guests.headroom import MAX_RATIO, GuestNeed, Headroom, Host, find_headroom, find_node_rooms
+from virtksm.model.snapshot import NodeMemory
 from virtksm.values import replace
 
 GIB = 1024 * 1024
@@ -75,6 +77,30 @@ def test_the_ratio_is_of_all_that_is_held_zero_pages_of_no_guest_and_freed_memor
     assert find_headroom([GROWN], replace(MERGED, saved_kib=100 * GIB)).merge_ratio == MAX_RATIO
     assert find_headroom([replace(GROWN, freed_kib=2 * GIB)], MERGED).merge_ratio == 4 / (8 + 2)
     assert find_headroom([replace(GROWN, held_kib=None)], MERGED).merge_ratio == 0.0
+
+
+@pytest.mark.parametrize(
+    ("available_gib", "safe_gib", "more", "room_gib"),
+    [
+        (30, 100, {}, 30 - 8 - 4 - 2),
+        (30, 100, {"merged_kib": None}, 30 - 8 - 4 - 5),
+        (30, 9, {}, 9),
+        (13, 100, {}, 0),
+        (30, 100, {"bound_to": ((0,), (1,))}, 30 - 8 - 2 - 1),
+        (30, 100, {"bound_to": ((0,), (0,))}, 30 - 8 - 4 - 2),
+        (30, 100, {"bound_to": ((1,),)}, 30 - 8),
+    ],
+)
+def test_a_node_that_guests_are_bound_to_has_a_room_of_its_own_never_more_than_the_hosts(
+    available_gib: int, safe_gib: int, more: dict[str, object], room_gib: int
+) -> None:
+    bound: dict[tuple[int, ...], NodeMemory] = {(0,): NodeMemory(40 * GIB, available_gib * GIB, nodes=(0,))}
+    guest = replace(GuestNeed(held_kib=4 * GIB, max_kib=8 * GIB, merged_kib=2 * GIB, bound_to=((0,),)), **more)
+    needs = [guest, GROWN]
+    (room,) = find_node_rooms(needs, bound, Config(), unmerging_kib=5 * GIB, safe_kib=safe_gib * GIB)
+    assert (room.nodes, room.available_kib, room.reserve_kib) == ((0,), available_gib * GIB, 8 * GIB)
+    assert room.safe_kib == room_gib * GIB
+    assert find_node_rooms(needs, {}, Config(), unmerging_kib=0, safe_kib=0) == []
 
 
 amounts = st.integers(0, 2**40)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.contract.test_history import EVENT, SAMPLE
-from virtksm.history.samples import SAMPLE_FIELDS, as_table, parse_events, parse_samples, thin
+from tests.lab.samples import CALM
+from virtksm.history.samples import SAMPLE_FIELDS, as_table, parse_events, parse_samples, sample_of, thin
 from virtksm.values import replace
 
 NOW_S = 2_000_000_000.0
@@ -34,6 +35,13 @@ def test_tables_come_back_as_they_went_also_with_columns_of_a_later_version() ->
     assert parse_samples(columns, rows) == (SAMPLE,)
 
 
+def test_a_sample_has_the_parts_of_what_is_saved_unknown_in_a_table_of_before_they_were_kept() -> None:
+    ksm = replace(CALM.snapshot.ksm, pages_shared=1, pages_sharing=256, ksm_zero_pages=512, freed_kib=4096)
+    sample = sample_of(NOW_S, replace(CALM.snapshot, ksm=ksm), CALM.after, "idle")
+    assert (sample.saved_kib, sample.zero_kib, sample.freed_kib) == (1024 + 2048 + 4096, 2048, 4096)
+    assert parse_samples(SAMPLE_FIELDS[:-2], [sample[:-2]]) == (replace(sample, zero_kib=None, freed_kib=None),)
+
+
 @pytest.mark.parametrize(
     ("columns", "rows"),
     [
@@ -43,8 +51,9 @@ def test_tables_come_back_as_they_went_also_with_columns_of_a_later_version() ->
         (["at_s"], [1]),
         (["at_s"], [[1, 2]]),
         (["at_s"], [[1]]),
-        (SAMPLE_FIELDS, [[1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
-        (SAMPLE_FIELDS, [[-1, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x"]]),
+        (SAMPLE_FIELDS, [[1, 3.5, 1, 1, 1, 1, 1, 1, 1, 1, "x", 1, 1]]),
+        (SAMPLE_FIELDS, [[1, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x", 1, 1.5]]),
+        (SAMPLE_FIELDS, [[-1, 3, 1, 1, 1, 1, 1, 1, 1, 1, "x", 1, 1]]),
     ],
 )
 def test_a_table_that_is_none_is_refused(columns: object, rows: object) -> None:

@@ -53,6 +53,27 @@ def test_it_shows_savings_cpu_settings_and_guests_over_time_in_the_same_file_eac
     assert (tmp_path / "hour.png").read_bytes().startswith(PNG)
 
 
+def test_parts_of_what_is_saved_that_are_no_shared_pages_are_shown_where_there_are_any(tmp_path: Path) -> None:
+    path, zero, freed = tmp_path / "hour.svg", "<!-- zero pages -->", "<!-- given back by split huge pages -->"
+    without, some = hour(), hour()
+    draw([replace(one, zero_kib=0, freed_kib=0) for one in without], [], "title", path)
+    none = path.read_bytes()
+    assert zero not in comments(path)
+    assert freed not in comments(path)
+    draw(without, [], "title", path)
+    assert path.read_bytes() == none, "0 is as if it were not told"
+    some[100:] = [replace(one, zero_kib=1024, freed_kib=2048) for one in some[100:]]
+    del some[200:250]
+    draw(some, [], "title", path)
+    assert comments(path).count(zero) == comments(path).count(freed) == 1
+    saved = make_figure(some, [], "title").axes[0]
+    tops = [one.get_paths()[0].get_extents().y1 for one in saved.collections]
+    assert tops == [300.0, 300.0, 1.0, 1.0, 3.0, 3.0], "in MiB, above one another, in two pieces each"
+    draw([replace(one, freed_kib=0) for one in some], [], "title", path)
+    assert zero in comments(path)
+    assert freed not in comments(path)
+
+
 def test_a_guests_name_is_no_formula_no_markup_and_no_control_character(tmp_path: Path) -> None:
     path, names = tmp_path / "hour.svg", ("$x^{2$", "\x1b[31mred\u202egnp", "--></svg><script>")
     draw(hour(), [event(name, 600 * at) for at, name in enumerate(names)], "".join(names), path)

@@ -9,11 +9,11 @@ from virtksm.cli.layout import to_lines
 from virtksm.cli.main import parse
 from virtksm.config.schema import Config
 from virtksm.errors import UsageError, VirtksmError
-from virtksm.guests.headroom import GuestNeed, Host, find_headroom, find_reserve_kib
+from virtksm.guests.headroom import GuestNeed, Host, find_headroom, find_node_rooms, find_reserve_kib
 from virtksm.guests.obstacles import Obstacle
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import Survey, survey
-from virtksm.model.snapshot import Guest, HostMemory, KsmState, Settings
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, NodeMemory, Settings
 from virtksm.values import replace
 
 GIB = 1024 * 1024
@@ -149,9 +149,21 @@ def test_what_fits_fits_beside_the_policys_reserve() -> None:
 
 def test_zero_pages_are_held_and_huge_pages_taken_at_the_start() -> None:
     (one,) = look("one").guests
-    assert one.need == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB)
+    assert one.need == GuestNeed(held_kib=GIB + 1024, max_kib=2 * GIB, merged_kib=2048 + 1024)
     huge = replace(one, xml=replace(one.xml, has_hugepages=True))
     assert huge.need.growth_kib == 0
+
+
+def test_the_room_of_a_node_that_guests_are_bound_to_is_told_beside_the_hosts() -> None:
+    found, headroom = look("one"), find_headroom([], HOST)
+    bound = {(0,): NodeMemory(16 * GIB, 9 * GIB, nodes=(0,)), (1, 2): NodeMemory(16 * GIB, 2 * GIB, nodes=(1, 2))}
+    rooms = find_node_rooms([], bound, Config(), unmerging_kib=GIB, safe_kib=headroom.room_kib.safe)
+    lines = to_lines(headroom_rows(found, headroom, [], rooms, usable_kib=32 * GIB))
+    assert [line.strip() for line in lines if "NUMA" in line] == [
+        "5.8 GiB: safe for guests bound to NUMA node 0, where 9.0 GiB are available, if no others take it",
+        "0.0 MiB: safe for guests bound to NUMA nodes 1, 2, where 2.0 GiB are available, if no others take it",
+    ]
+    assert "NUMA" not in headroom_text(found, HOST, [], []), "nobody is bound to any"
 
 
 def test_each_thing_that_makes_the_figures_doubtful_is_noted() -> None:

@@ -11,10 +11,11 @@ from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock, FakeHypervisor, fake_cycle
 from tests.lab.healthy_host import with_files
 from virtksm.cli.headroom import find_memory_notes
+from virtksm.cli.survey import read_bound
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import examine
 from virtksm.doctor.finding import Verdict
-from virtksm.guests.headroom import Headroom, find_headroom, find_reserve_kib, host_of
+from virtksm.guests.headroom import Headroom, find_headroom, find_node_rooms, find_reserve_kib, host_of
 from virtksm.guests.survey import survey
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.memory_limits import AGAIN_S, ARCSTATS
@@ -24,6 +25,7 @@ from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.state import AdaptiveState
 from virtksm.policy.ksmtuned import KsmtunedPolicy
+from virtksm.policy.observe import ObservePolicy
 from virtksm.tuning.sense import sense, with_bound
 from virtksm.values import EMPTY, replace
 
@@ -334,6 +336,7 @@ def test_guests_that_are_bound_to_a_node_are_short_where_the_host_is_not(place: 
     need = place.need(params=short, bound_to=on_0)
     assert need.engaged
     assert need.pressure == pytest.approx(1 - 5 / (64 / 5), rel=1e-3)
+    assert need.where == "memory is short on NUMA node 0: 5.0 of 64.0 GiB available"
     place.write(f"proc/{ARCSTATS}", ARC.format(size=24 * GIB * 1024, low=4 * GIB * 1024))
     place.clock.now_s += AGAIN_S
     assert not place.need(params=short, bound_to=on_0).engaged, "half of ZFS's cache is on the node, too: 10 GiB"
@@ -353,8 +356,39 @@ def test_a_pass_goes_by_the_nodes_that_the_agent_has_read_of(place: Place) -> No
     report = cycle.run(TIMER)
     assert report.decision.reason.rule != "disengaged"
     assert report.snapshot.bound == (
-        NodeMemory(usable_kib=64 * GIB, available_kib=2 * GIB, potential_kib=report.snapshot.guests[0].potential_kib),
+        NodeMemory(
+            usable_kib=64 * GIB,
+            available_kib=2 * GIB,
+            potential_kib=report.snapshot.guests[0].potential_kib,
+            nodes=(0,),
+        ),
     )
+    short_there = "; memory is short on NUMA node 0: 2.0 of 64.0 GiB available"
+    assert report.decision.reason.text.endswith(short_there)
+    assert not report.decision.reason.text.startswith(short_there), "beside what is done about it"
+    place.hypervisor.running = place.hypervisor.running[1:]
+    assert "NUMA" not in cycle.run(TIMER).decision.reason.text
+
+
+def test_the_reason_names_no_node_where_the_host_as_a_whole_is_as_short_or_nothing_is_done(place: Place) -> None:
+    place.memory(total_gib=128, available_gib=2)
+    place.guests(2, gib=16, rss_gib=16)
+    place.node(0, total_gib=64, free_gib=1)
+    place.node(1, total_gib=64, free_gib=0.5)
+    for node, named in ((0, False), (1, True)):
+        need = place.need(bound_to={"g0/1": ((node,),)})
+        assert (need.engaged, bool(need.where)) == (True, named), "the node is shorter than the host"
+    traits = {"g0/1": Traits(bound_to=((1,), (0, 1)))}
+    snapshot = with_bound(place.read(), place.facts, traits)
+    for policy in (AdaptivePolicy, ObservePolicy):
+        for engage, run, named in (("auto", 1, True), ("always", 1, True), ("never", 1, False), ("auto", 0, False)):
+            seen = replace(snapshot, ksm=replace(snapshot.ksm, run=run))
+            decision, _ = policy(replace(AdaptiveParams(), engage=engage)).decide(seen, AdaptiveState(), TIMER)
+            there = "memory is short on NUMA node 1: 512.0 MiB of 64.0 GiB available"
+            assert decision.reason.text.endswith(f"; {there}") is named, decision.reason.text
+    place.memory(total_gib=128, available_gib=62)
+    need = place.need(bound_to={"g0/1": ((0, 1),)})
+    assert need.where == "memory is short on NUMA nodes 0, 1: 1.5 of 128.0 GiB available"
 
 
 def test_guests_that_are_bound_to_a_node_may_grow_beyond_it(place: Place) -> None:
@@ -364,9 +398,33 @@ def test_guests_that_are_bound_to_a_node_may_grow_beyond_it(place: Place) -> Non
         place.node(node, total_gib=64, free_gib=60)
     everywhere = place.need()
     assert not everywhere.engaged
-    assert place.need(bound_to={f"g{number}/1": ((0,),) for number in range(4)}).engaged, "64 GiB, and the reserve"
+    need = place.need(bound_to={f"g{number}/1": ((0,),) for number in range(4)})
+    assert need.engaged, "64 GiB, and the reserve"
+    assert need.where == "memory may be short on NUMA node 0: guests can grow to 64.0 GiB there"
     assert place.need(bound_to={f"g{number}/1": ((number % 2,),) for number in range(4)}) == everywhere
     assert place.need(bound_to={f"g{number}/1": ((0,), (1,)) for number in range(4)}) == everywhere, "half on each"
+
+
+def test_a_node_that_guests_are_bound_to_has_a_room(place: Place) -> None:
+    """128 GiB on two nodes; of the guests on the first, which is nearly full, each may grow by 4 GiB."""
+    place.memory(total_gib=128, available_gib=79)
+    place.guests(3, gib=16, rss_gib=12)
+    for name, nodes in (("g0", "0"), ("g1", "0"), ("g2", "0-1")):
+        numatune = f"<numatune><memory mode='strict' nodeset='{nodes}'/></numatune>"
+        place.hypervisor.xml[name] = place.hypervisor.xml[name].replace("</domain>", f"{numatune}</domain>")
+    place.node(0, total_gib=64, free_gib=22)
+    place.node(1, total_gib=64, free_gib=57)
+    found, memory = survey(place.hypervisor, place.facts), place.facts.host_memory()
+    needs = [one.need for one in found.guests]
+    bound = read_bound(found, memory, place.facts)
+    rooms = find_node_rooms(needs, bound, Config(), unmerging_kib=GIB, safe_kib=40 * GIB)
+    assert [(one.nodes, one.safe_kib / GIB) for one in rooms] == [
+        ((0,), pytest.approx(22 - 0.2 * 64 - 2 * 4 - 1, abs=0.01)),
+        ((0, 1), 40.0),
+    ]
+    for name in ("g0", "g1", "g2"):
+        place.hypervisor.xml[name] = place.hypervisor.xml[name].replace("strict", "preferred")
+    assert read_bound(survey(place.hypervisor, place.facts), memory, place.facts) == {}
 
 
 def test_engage_short_goes_by_available_memory_alone(place: Place) -> None:

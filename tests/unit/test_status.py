@@ -183,6 +183,26 @@ def test_ksmds_share_is_of_the_last_minutes_from_the_first_frame_of_a_watch_on(p
         assert view.read()["ksmd"] == {"cpu_seconds": 129.9, "core_percent": 10.0, "over_s": 299.0}
 
 
+def test_the_last_hour_is_told_with_the_parts_of_what_is_saved(paths: RuntimePaths) -> None:
+    samples = [replace(SAMPLE, at_s=1000.0), replace(SAMPLE, at_s=1090.0, saved_kib=900, zero_kib=200, freed_kib=300)]
+
+    async def handle(request: Mapping[str, object]) -> dict[str, object]:
+        if request["op"] == "history":
+            return {"ok": True, "history": {"now_s": 1150.0, **as_table(samples, [])}}
+        current = after_pass(CALM)
+        counted = replace(current.ksm, pages_shared=1, pages_sharing=2, ksm_zero_pages=5, freed_kib=7)
+        return {"ok": True, "status": agent_facts(current=replace(current, ksm=counted)).as_dict(NOW)}
+
+    with StandIn(paths, handle):
+        hour = View(parse(["--runtime-dir", paths.root, "status"])).read()["saved_hour"]
+    last = {name: levels[-4:] for name, levels in hour.items() if name != "step_s"}
+    assert last == {
+        "saved_kib": [None, SAMPLE.saved_kib, 900, 35],
+        "zero_kib": [None, None, 200, 20],
+        "freed_kib": [None, None, 300, 7],
+    }
+
+
 def test_an_agent_of_another_version_is_told_as_such(paths: RuntimePaths, capsys: pytest.CaptureFixture[str]) -> None:
     answer = b'{"ok": false, "error": "unknown op \'status\'", "exit_code": 2}\n'
     with listening(Path(paths.control_socket), answer):

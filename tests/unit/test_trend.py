@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from virtksm.cli.status_text import ASCII, BLOCKS, choose_marks, sparkline
 from virtksm.history.curves import LATELY_S, Point, core_share, saved_levels
+from virtksm.values import replace
 
 NOW_S = 1_800_000_000.0
 
@@ -26,6 +27,12 @@ def at(ago_s: float, *, saved: int | None = None, cpu: float | None = None) -> P
 )
 def test_each_stretch_has_what_was_seen_last(points: list[Point], levels: list[int | None]) -> None:
     assert saved_levels(points, until_s=NOW_S, step_s=60.0, steps=4) == levels
+
+
+def test_so_have_the_parts_of_what_is_saved() -> None:
+    points = [replace(at(100, saved=9), zero_kib=2, freed_kib=3), replace(at(0, saved=9), zero_kib=4)]
+    for name, levels in (("zero_kib", [None, 2, 4]), ("freed_kib", [None, 3, 3])):
+        assert saved_levels(points, until_s=NOW_S, step_s=60.0, steps=3, name=name) == levels
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.history import read_decisions
 from virtksm.cli.layout import Row, print_result
+from virtksm.cli.status_text import parts_text
 from virtksm.cli.timespan import whole
 from virtksm.policy.rules import meaning_of
 from virtksm.text import format_kib
@@ -80,13 +81,16 @@ def decision_values(line: Pass) -> dict[str, object]:
 
 
 def decision_rows(line: Pass, *, verbose: bool) -> Iterator[Row]:
-    """Yield the rows of one decision; its numbers only for `verbose`."""
-    reason = line.decision.reason
+    """Yield the rows of one decision; its numbers only for `verbose`, savings where not all are shared pages."""
+    reason, ksm = line.decision.reason, line.snapshot.ksm
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.at_s))
     yield "", f"{at}  {', '.join(line.triggers.names)}: {line.outcome}", ""
     yield "", "Decided", reason.text
     yield "", "Rule", f"{reason.rule}: {meaning_of(line.policy, reason.rule)}"
     yield from (("", "Threshold", str(threshold.get("text"))) for threshold in line.thresholds)
+    if ksm.unmapped_kib:
+        parts = parts_text(*(kib or None for kib in (ksm.shared_kib, ksm.zero_kib, ksm.freed_kib)))
+        yield "", "Saved", f"{format_kib(ksm.saved_kib)}: {parts}"
     if changed := [f"{name} {before} -> {after}" for name, (before, after) in line.changed.items()]:
         yield "", "Changed", ", ".join(changed)
     if verbose and reason.numbers:

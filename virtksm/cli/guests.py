@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int | None:
     _, survey = surveyor(options)
 
     def read() -> tuple[dict[str, object], list[Item]]:
-        found, _ = survey()
+        found, *_ = survey()
         guests = sorted(choose(found.guests, options.guests), key=_ORDERS["name"])
         guests.sort(key=_ORDERS[options.sort])
         items = survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from virtksm.cli.layout import Row, print_result
 from virtksm.cli.survey import surveyor
-from virtksm.guests.headroom import Headroom, Risk, find_headroom, host_of
+from virtksm.guests.headroom import Headroom, NodeRoom, Risk, find_headroom, find_node_rooms, host_of
 from virtksm.guests.survey import Survey, guests_text
 from virtksm.host.systemd import switch_on_here
 from virtksm.model.snapshot import HostMemory
-from virtksm.text import format_kib
+from virtksm.text import format_kib, nodes_text
 from virtksm.values import dump, replace
 
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
@@ -21,15 +21,18 @@ CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
 def run(options: argparse.Namespace) -> None:
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
     config, survey = surveyor(options)
-    found, memory = survey()
+    found, memory, bound = survey()
     host = host_of(memory, found.ksm, config)
     if found.left_over is not None:  # each guest's savings are known, and its zero pages part of what it holds
         host = replace(host, saved_kib=found.of_guests_bytes // 1024, zero_kib=0)
-    headroom = find_headroom([one.need for one in found.guests], host)
+    needs = [one.need for one in found.guests]
+    headroom = find_headroom(needs, host)
+    safe_kib, unmerging_kib = headroom.room_kib.safe, host.unmerging_kib
+    nodes = find_node_rooms(needs, bound, config, unmerging_kib=unmerging_kib, safe_kib=safe_kib)
     notes = [*find_memory_notes(memory), *find_notes(found, is_full=memory.spare_kib is not None)]
     about = {"uri": found.uri, "source": found.source.value, "ksm_run": found.ksm.run, "guests": len(found.guests)}
-    values = {**about, **dump(headroom), "notes": notes}
-    print_result(options, values, headroom_rows(found, headroom, notes, usable_kib=memory.usable_kib))
+    values = {**about, **dump(headroom), "nodes": dump(nodes), "notes": notes}
+    print_result(options, values, headroom_rows(found, headroom, notes, nodes, usable_kib=memory.usable_kib))
 
 
 def find_memory_notes(memory: HostMemory) -> list[str]:
@@ -76,7 +79,9 @@ def find_notes(found: Survey, *, is_full: bool) -> list[str]:
     return notes
 
 
-def headroom_rows(found: Survey, headroom: Headroom, notes: Sequence[str], *, usable_kib: int) -> Iterator[Row]:
+def headroom_rows(
+    found: Survey, headroom: Headroom, notes: Sequence[str], nodes: Sequence[NodeRoom] = (), *, usable_kib: int
+) -> Iterator[Row]:
     """Yield the rooms, the safest first, the risk of the last, and what is missing."""
     room, risk = headroom.room_kib, headroom.risk
     yield (
@@ -95,6 +100,13 @@ def headroom_rows(found: Survey, headroom: Headroom, notes: Sequence[str], *, us
     yield "", "Room", f"{format_kib(room.safe)}: safe, even if every merged page is unmerged"
     yield "", "", f"{format_kib(room.unmerged)}: if new guests share nothing"
     yield "", "", f"{format_kib(room.at_ratio)}: if they share as the present ones do"
+    for one in nodes:
+        yield (
+            "",
+            "",
+            f"{format_kib(one.safe_kib)}: safe for guests bound to {nodes_text(one.nodes)}, where "
+            f"{format_kib(one.available_kib)} are available, if no others take it",
+        )
     tone = "warn" if risk.missing_kib else ""
     yield (
         tone,

@@ -97,14 +97,24 @@ class View:
             error = None if is_denied else str(failed)
         else:
             events, points, now_s = list(history.events[-EVENTS:]), [*history.samples], history.now_s
-        seen = Point(at_s=now_s, saved_kib=now.get("saved_kib"), ksmd_cpu_seconds=now.get("ksmd_cpu_seconds"))
+        zero_pages = now.get("ksm_zero_pages")
+        seen = Point(
+            at_s=now_s,
+            saved_kib=now.get("saved_kib"),
+            ksmd_cpu_seconds=now.get("ksmd_cpu_seconds"),
+            zero_kib=None if zero_pages is None else zero_pages * now["page_kib"],
+            freed_kib=now.get("freed_kib"),
+        )
         points = sorted((*points, *self._seen), key=lambda one: one.at_s)
         self._seen = [*self._seen[1 - MAX_OWN_POINTS :], seen]
         return {
             "ksmd": {"cpu_seconds": seen.ksmd_cpu_seconds, **core_share(points, seen)},
             "saved_hour": {
                 "step_s": STEP_S,
-                "saved_kib": saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS),
+                **{
+                    name: saved_levels([*points, seen], until_s=now_s, step_s=STEP_S, steps=STEPS, name=name)
+                    for name in ("saved_kib", "zero_kib", "freed_kib")
+                },
             },
             "events": dump(events),
             "history_error": error,

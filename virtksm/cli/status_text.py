@@ -17,6 +17,7 @@ OUTCOMES = {"unchanged": "no change", "applied": "settings changed", "observed":
 """What a pass has come to where all is well."""
 MAX_NAMED = 5
 PARTS = ("pages_sharing", "ksm_zero_pages")
+MEANS = ("by shared pages", "by zero pages", "given back by split huge pages")
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.:-=+*#"
 """The marks of a curve, for terminals that show them and for others."""
@@ -78,10 +79,14 @@ def _now_rows(status: Mapping[str, Any], now: Mapping[str, Any], marks: str, *, 
 
 
 def _saved_text(now: Mapping[str, Any]) -> str:
-    """Say what is saved by which means; what this kernel or connection does not tell is left out."""
+    """Say what is saved by which means, as far as this kernel and connection tell."""
     shared, zero = (None if now[name] is None else now[name] * now["page_kib"] for name in PARTS)
-    parts = ((shared, "by shared pages"), (zero, "by zero pages"), (now["freed_kib"], "given back by split huge pages"))
-    return ", ".join(f"{format_kib(kib)} {how}" for kib, how in parts if kib is not None) or "unknown"
+    return parts_text(shared, zero, now["freed_kib"]) or "unknown"
+
+
+def parts_text(*parts_kib: int | None) -> str:
+    """Say what is saved by which means: shared pages, zero pages, split huge pages; None is left out."""
+    return ", ".join(f"{format_kib(kib)} {how}" for kib, how in zip(parts_kib, MEANS, strict=True) if kib is not None)
 
 
 def _ksm_row(status: Mapping[str, Any], now: Mapping[str, Any], marks: str) -> Row:

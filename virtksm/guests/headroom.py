@@ -17,19 +17,25 @@
 4. The risk of taking the room at the ratio: if everything unmerges then, the host needs the memory for unmerging,
    the growth and that whole room. The part that is not available, the reserve included, is missing. Free swap is
    counted separately; for the rest the kernel ends processes.
+5. Guests that are bound to NUMA nodes have no other memory. The safe room there is what those nodes have available,
+   less the reserve, their growth and what unmerging them takes: by what is known of each, else all that is merged. Of a
+   guest with several sets of nodes each counts for an equal part. It is never more than the host's, and others may take
+   of it. All else is of the host as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from virtksm.model.snapshot import Guest, HostMemory, KsmState
+from virtksm.model.snapshot import Guest, HostMemory, KsmState, NodeMemory
 
 if TYPE_CHECKING:
     from virtksm.config.schema import Config
     from virtksm.guests.xml import GuestXml
+
+Nodes = tuple[int, ...]
 
 MAX_RATIO = 0.95
 """New guests are never more alike than this."""
@@ -39,13 +45,16 @@ MAX_RATIO = 0.95
 class GuestNeed:
     """A guest's memory, held and at most, without the pool of huge pages; None where it is unknown.
 
-    `freed_kib` is what its huge pages gave back, `swapped_kib` what is in swap: it holds neither.
+    `freed_kib` is what its huge pages gave back, `swapped_kib` what is in swap: it holds neither. `merged_kib` is what
+    of it is merged. `bound_to` are the sets of NUMA nodes that it is bound to.
     """
 
     held_kib: int | None
     max_kib: int | None
     freed_kib: int = 0
     swapped_kib: int = 0
+    merged_kib: int | None = None
+    bound_to: tuple[Nodes, ...] = ()
 
     @property
     def growth_kib(self) -> int:
@@ -105,7 +114,26 @@ class Headroom(NamedTuple):
     risk: Risk
 
 
-def need_of(guest: Guest, xml: GuestXml, max_kib: int | None, *, zero_kib: int = 0, swapped_kib: int = 0) -> GuestNeed:
+class NodeRoom(NamedTuple):
+    """The room of rule 5, on NUMA nodes that guests are bound to."""
+
+    nodes: Nodes
+    available_kib: int
+    reserve_kib: int
+    growth_kib: int
+    unmerging_kib: int
+    safe_kib: int
+
+
+def need_of(
+    guest: Guest,
+    xml: GuestXml,
+    max_kib: int | None,
+    *,
+    zero_kib: int = 0,
+    swapped_kib: int = 0,
+    merged_kib: int | None = None,
+) -> GuestNeed:
     """Return a guest's memory, held and at most; huge pages, as its process or its XML tells, are neither."""
     pool_kib = max_kib if xml.has_hugepages else guest.pool_kib
     return GuestNeed(
@@ -113,6 +141,8 @@ def need_of(guest: Guest, xml: GuestXml, max_kib: int | None, *, zero_kib: int =
         max_kib=None if max_kib is None else max_kib - (pool_kib or 0),
         freed_kib=guest.freed_kib,
         swapped_kib=swapped_kib,
+        merged_kib=merged_kib,
+        bound_to=xml.bound_to,
     )
 
 
@@ -166,3 +196,23 @@ def find_headroom(guests: Iterable[GuestNeed], host: Host) -> Headroom:
         room_kib=Room(room(free_kib - growth_kib - host.unmerging_kib), room(free_kib - growth_kib), at_ratio_kib),
         risk=Risk(host.unmerging_kib, needed_kib, missing_kib, host.swap_free_kib, after_swap_kib),
     )
+
+
+def find_node_rooms(
+    guests: Iterable[GuestNeed], bound: Mapping[Nodes, NodeMemory], config: Config, *, unmerging_kib: int, safe_kib: int
+) -> list[NodeRoom]:
+    """Return the room of each set of NUMA nodes, by `GuestNeed.bound_to`; the host's are the last two figures."""
+    known, rooms = list(guests), []
+    for nodes, memory in bound.items():
+        growth_kib = there_kib = 0
+        for guest in known:
+            sets = guest.bound_to
+            if nodes in sets:
+                merged_kib = unmerging_kib if guest.merged_kib is None else guest.merged_kib
+                growth_kib += guest.growth_kib * sets.count(nodes) // len(sets)
+                there_kib += merged_kib * sets.count(nodes) // len(sets)
+        usable = HostMemory(total_kib=memory.usable_kib, free_kib=0, buffers_kib=0, cached_kib=0)
+        reserve_kib, there_kib = find_reserve_kib(config, usable), min(there_kib, unmerging_kib)
+        room_kib = max(min(memory.available_kib - reserve_kib - growth_kib - there_kib, safe_kib), 0)
+        rooms.append(NodeRoom(memory.nodes, memory.available_kib, reserve_kib, growth_kib, there_kib, room_kib))
+    return rooms

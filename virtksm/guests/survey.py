@@ -64,7 +64,14 @@ class SeenGuest:
     def need(self) -> GuestNeed:
         from virtksm.guests.headroom import need_of  # making its classes is start-up time
 
-        return need_of(self.guest, self.xml, self.max_kib, zero_kib=self.zero_kib, swapped_kib=self.swapped_kib or 0)
+        return need_of(
+            self.guest,
+            self.xml,
+            self.max_kib,
+            zero_kib=self.zero_kib,
+            swapped_kib=self.swapped_kib or 0,
+            merged_kib=None if self.account is None else self.account.merged_bytes // 1024,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,20 +92,25 @@ class Point(NamedTuple):
     at_s: float
     saved_kib: int | None
     ksmd_cpu_seconds: float | None
+    zero_kib: int | None = None
+    freed_kib: int | None = None
 
 
-def saved_levels(points: Sequence[Point | Sample], *, until_s: float, step_s: float, steps: int) -> list[int | None]:
-    """Return what was saved at the end of each of the last `steps` stretches of `step_s` seconds.
+def saved_levels(
+    points: Sequence[Point | Sample], *, until_s: float, step_s: float, steps: int, name: str = "saved_kib"
+) -> list[int | None]:
+    """Return what was saved at the end of each of the last `steps` stretches of `step_s` seconds, or a part of it.
 
     Where nothing was seen in a stretch, it is what was seen last before it, None before the first.
     """
     levels: list[int | None] = []
-    seen = sorted((point for point in points if point.saved_kib is not None), key=lambda point: point.at_s)
+    found: Iterable[tuple[float, int | None]] = ((point.at_s, getattr(point, name)) for point in points)
+    seen = sorted((one for one in found if one[1] is not None), key=lambda one: one[0])
     number, level = 0, None
     for step in range(steps):
         end_s = until_s - (steps - 1 - step) * step_s
-        while number < len(seen) and seen[number].at_s <= end_s:
-            level = seen[number].saved_kib
+        while number < len(seen) and seen[number][0] <= end_s:
+            level = seen[number][1]
             number += 1
         levels.append(level)
     return levels

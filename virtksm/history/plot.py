@@ -37,6 +37,8 @@ LABELS_FROM = 0.42
 MARKS = {"started": ("^", "#2ca02c"), "stopped": ("v", "#d62728")}
 OTHER_MARK = ("d", "#7f7f7f")
 SAVED, CPU, PAGES, SLEEP, GUESTS = "#1f77b4", "#d62728", "#9467bd", "#8c8c8c", "#333333"
+PARTS = (("zero pages", "#17becf"), ("given back by split huge pages", "#ff7f0e"))
+"""What of the saved memory is no shared pages, from below; drawn where there is any."""
 LEGEND: Mapping[str, Any] = {
     "loc": "lower left",
     "bbox_to_anchor": (0, 1),
@@ -102,8 +104,22 @@ def _draw_saved(axes: Axes, samples: Sequence[Sample]) -> None:
         values = [(sample.saved_kib or 0) / kib for sample in piece]
         axes.fill_between(at, values, color=SAVED, alpha=0.3, linewidth=0)
         axes.plot(at, values, color=SAVED)
+    for part, (label, colour) in enumerate(PARTS):
+        if not any(_parts_kib(sample, part) < _parts_kib(sample, part + 1) for sample in known):
+            continue
+        for number, piece in enumerate(pieces(known)):
+            at = [_moment(sample.at_s) for sample in piece]
+            low, high = ([_parts_kib(sample, parts) / kib for sample in piece] for parts in (part, part + 1))
+            label_once = label if number == 0 else None
+            axes.fill_between(at, low, high, color=colour, alpha=0.5, linewidth=0, label=label_once)
+        axes.legend(loc="upper left", fontsize="small", frameon=False)
     axes.set_ylabel(f"saved memory, {unit}")
     axes.set_ylim(bottom=0)
+
+
+def _parts_kib(sample: Sample, parts: int) -> int:
+    """Return what of the saved memory is the first so many of `PARTS`."""
+    return sum((sample.zero_kib or 0, sample.freed_kib or 0)[:parts])
 
 
 def _draw_cpu(axes: Axes, samples: Sequence[Sample], width_s: float) -> None:

@@ -46,7 +46,9 @@ KINDS = frozenset((*(trigger.value for trigger in Trigger), UNMERGED, MERGING))
 
 
 class Sample(NamedTuple):
-    """The host as one pass left it. `saved_kib` is KsmState's; `rule` is the policy's."""
+    """The host as one pass left it. `saved_kib` is KsmState's, as are `zero_kib` and `freed_kib`, the parts of it that
+    are no shared pages: None in samples of before they were kept, too. `rule` is the policy's.
+    """
 
     at_s: float
     guests: int
@@ -59,6 +61,8 @@ class Sample(NamedTuple):
     pages_to_scan: int | None
     sleep_millisecs: int | None
     rule: str
+    zero_kib: int | None = None
+    freed_kib: int | None = None
 
 
 class GuestEvent(NamedTuple):
@@ -125,6 +129,8 @@ def sample_of(at_s: float, snapshot: Snapshot, after: Settings, rule: str) -> Sa
         pages_to_scan=after.pages_to_scan,
         sleep_millisecs=after.sleep_millisecs,
         rule=rule,
+        zero_kib=snapshot.ksm.zero_kib,
+        freed_kib=snapshot.ksm.freed_kib,
     )
 
 
@@ -151,7 +157,10 @@ def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[st
 
 
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
-    """Take samples from a table, whose further columns are left out; raises ValueError saying what is wrong."""
+    """Take samples from a table; raises ValueError saying what is wrong.
+
+    Its further columns are left out, as another version may have made it; one that it lacks may have a default.
+    """
     return _parse(Sample, columns, rows)
 
 

@@ -299,13 +299,14 @@ class Guest(NamedTuple):
 class NodeMemory(NamedTuple):
     """Memory of the host's NUMA nodes that some guests are bound to, in KiB.
 
-    Of `usable_kib` that guests can share there `available_kib` are available; `potential_kib` is what the guests that
-    are bound to these nodes can grow to.
+    Of `usable_kib` that guests can share on `nodes` `available_kib` are available; `potential_kib` is what the guests
+    that are bound to these nodes can grow to.
     """
 
     usable_kib: int
     available_kib: int
-    potential_kib: int
+    potential_kib: int = 0
+    nodes: tuple[int, ...] = ()
 
 
 class OtherProcesses(NamedTuple):

@@ -6,8 +6,8 @@ companion file and leaves nothing behind. Reading takes the file's bytes into me
 no link followed, nothing written, whatever is in the file and whichever user owns it. Root reads files that another
 user may have planted: bounds on SQLite's memory, on each value and on the rows hold before a query runs, and a file
 with other tables than ours, with a view or a column that is computed, is not queried. Decisions are lines; their
-readers parse them. The schema's version is in `PRAGMA user_version`; a file that is damaged or newer is renamed, not
-removed.
+readers parse them. The schema's version is in `PRAGMA user_version`; an older file is read as it is, and gets what its
+tables lack at the next write. One that is damaged or newer is renamed, not removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -36,7 +36,9 @@ from virtksm.history.samples import (
 )
 from virtksm.store.files import ensure_folder, open_regular, read_all, unusable
 
-SCHEMA = 1
+SCHEMA = 2
+ADDED = SAMPLE_FIELDS[-2:]
+"""The columns of samples that schema 1 lacks: the parts of what is saved."""
 MAX_BYTES = 32 << 20
 """Largest file that is read: many times what is ever written."""
 MAX_READ_BYTES = 32 << 20
@@ -59,14 +61,19 @@ TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
 
 
-TABLES = {
-    name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
-    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("line",)))
-}
+def _tables(of_samples: tuple[str, ...]) -> Mapping[str, str]:
+    """Return the tables by name, as SQLite keeps their statements, those of a table that has got columns, too."""
+    return {
+        name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
+        for name, columns in (("samples", of_samples), ("events", EVENT_FIELDS), ("decisions", ("line",)))
+    }
+
+
+TABLES = {1: _tables(SAMPLE_FIELDS[: -len(ADDED)]), SCHEMA: _tables(SAMPLE_FIELDS)}
 SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql AS BLOB) FROM sqlite_master LIMIT 4"
 """As bytes: a damaged one may be no UTF-8."""
-SAMPLES = f"SELECT {', '.join(SAMPLE_FIELDS)} FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # our own names
-EVENTS = f"SELECT {', '.join(EVENT_FIELDS)} FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"  # noqa: S608  # as above
+SAMPLES = "SELECT * FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"
+EVENTS = "SELECT * FROM events WHERE at_s >= ? ORDER BY id DESC LIMIT ?"
 DECISIONS = "SELECT CAST(line AS TEXT) FROM decisions ORDER BY id DESC LIMIT ?"
 SURPLUS = "DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"
 SURPLUS_OF_A_GUEST = """
@@ -117,24 +124,24 @@ class HistoryFile:
         return aside
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
-        rows = self._read(SAMPLES, since_s, MAX_SAMPLES)
+        columns, rows = self._read(SAMPLES, since_s, MAX_SAMPLES)
         with _translated(self.path):
-            return parse_samples(SAMPLE_FIELDS, rows[::-1])
+            return parse_samples(columns, rows[::-1])
 
     def events(self, since_s: float, limit: int = MAX_EVENTS) -> tuple[GuestEvent, ...]:
-        rows = self._read(EVENTS, since_s, limit)
+        columns, rows = self._read(EVENTS, since_s, limit)
         with _translated(self.path):
-            return parse_events(EVENT_FIELDS, rows[::-1])
+            return parse_events(columns, rows[::-1])
 
     def decisions(self, limit: int) -> tuple[str, ...]:
-        return tuple(line for (line,) in self._read(DECISIONS, limit)[::-1])
+        _, rows = self._read(DECISIONS, limit)
+        return tuple(line for (line,) in rows[::-1])
 
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
         with _opened(self.path) as database, database:
             database.execute("BEGIN IMMEDIATE")
-            if _version(database) == 0:
-                for statement in (*TABLES.values(), f"PRAGMA user_version = {SCHEMA}"):
-                    database.execute(statement)
+            for statement in _to_schema(_version(database)):
+                database.execute(statement)
             _insert(database, "samples", SAMPLE_FIELDS, samples)
             _insert(database, "events", EVENT_FIELDS, events)
             _insert(database, "decisions", ("line",), ((line,) for line in decisions))
@@ -145,24 +152,25 @@ class HistoryFile:
                 database.execute(SURPLUS.format(table=table), (limit,))
             database.execute(SURPLUS_DECISIONS, (MAX_DECISION_CHARACTERS,))
 
-    def _read(self, query: str, *values: float) -> list[tuple[Any, ...]]:
-        """Query a copy of the file in memory."""
+    def _read(self, query: str, *values: float) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+        """Query a copy of the file in memory; return the columns' names, and the rows."""
         with _translated(self.path):
             content = _read_whole(self.path)
             if content is None:
-                return []
+                return (), []
             with self._copy(content) as database:
                 database.set_progress_handler(lambda: 1, MAX_STEPS)
                 if not _is_ours(database):
-                    raise ValueError(f"is no history of schema {SCHEMA}")
+                    raise ValueError(f"is no history of schema {SCHEMA} or older")
                 rows = list[tuple[Any, ...]]()
                 left = MAX_READ_BYTES
-                for row in database.execute(query, values):
+                found = database.execute(query, values)
+                for row in found:
                     left -= sum(len(value) for value in row if isinstance(value, str | bytes))
                     if left < 0:  # rows that share their pages
                         raise ValueError(f"holds more than {MAX_READ_BYTES} bytes")
                     rows.append(row)
-                return rows
+                return tuple(name for name, *_ in found.description), rows
 
     @contextmanager
     def _copy(self, content: bytes) -> Iterator[sqlite3.Connection]:
@@ -223,7 +231,7 @@ def _opened(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _is_sound(path: str) -> bool:
-    """Tell whether the file is new or a whole history of this version; an interrupted write is rolled back here."""
+    """Tell whether the file is new or a whole history, no newer than ours; an interrupted write is rolled back here."""
     try:
         with _opened(path) as database:
             is_known = _version(database) == 0 or _is_ours(database)
@@ -263,9 +271,20 @@ def _set_aside(path: str) -> str:
 
 
 def _is_ours(database: sqlite3.Connection) -> bool:
-    """Tell whether it is of this version and has its tables, and nothing else: no view, no computed column."""
-    ours = {(f"table {name} {name} {statement}".encode(),) for name, statement in TABLES.items()}
-    return _version(database) == SCHEMA and set(database.execute(SCHEMA_ROWS)) == ours
+    """Tell whether it is of a known schema and has its tables, and nothing else: no view, no computed column."""
+    tables = TABLES.get(_version(database), {})
+    ours = {(f"table {name} {name} {statement}".encode(),) for name, statement in tables.items()}
+    return bool(ours) and set(database.execute(SCHEMA_ROWS)) == ours
+
+
+def _to_schema(version: int) -> Iterator[str]:
+    """Yield what makes a file of an older version, or an empty one, a history of this schema."""
+    if version == 0:
+        yield from TABLES[SCHEMA].values()
+    elif version == 1:
+        yield from (f"ALTER TABLE samples ADD COLUMN {name}" for name in ADDED)
+    if version != SCHEMA:
+        yield f"PRAGMA user_version = {SCHEMA}"
 
 
 def _version(database: sqlite3.Connection) -> int:

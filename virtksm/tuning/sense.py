@@ -9,7 +9,7 @@ Raises what the hypervisor raises, and Unsupported on a kernel without KSM; writ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from virtksm.errors import SensingFailed, Unsupported
 from virtksm.model.snapshot import (
@@ -19,6 +19,7 @@ from virtksm.model.snapshot import (
     PARAMETERS,
     VM_COUNTERS,
     Guest,
+    HostMemory,
     KsmState,
     MergedReading,
     NodeMemory,
@@ -130,23 +131,26 @@ def with_estimates(snapshot: Snapshot, freed: Freed | None, notes: GuestNotes = 
 def with_bound(snapshot: Snapshot, local: LocalFacts, traits: Mapping[str, Traits]) -> Snapshot:
     """Add the memory of the NUMA nodes that guests are bound to, by `Guest.key`.
 
-    Of a guest with several sets of nodes each counts for an equal part, and ZFS's cache counts as spread evenly. Nodes
-    that are not there are left out.
+    Of a guest with several sets of nodes each counts for an equal part.
     """
-    host = snapshot.host
     potential_kib: dict[tuple[int, ...], int] = {}
     for guest in snapshot.guests if any(one.bound_to for one in traits.values()) else ():
         sets = traits.get(guest.key, NO_TRAITS).bound_to
         for nodes in sets:
             potential_kib[nodes] = potential_kib.get(nodes, 0) + guest.potential_kib // len(sets)
-    found = []
-    for nodes, kib in potential_kib.items():
-        memory = [one for node in nodes if (one := local.node_memory(node)) is not None]
-        if memory:
-            usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory, strict=True))
-            available_kib += (host.arc_kib or 0) * usable_kib // max(host.usable_kib, 1)
-            found.append(NodeMemory(usable_kib=usable_kib, available_kib=available_kib, potential_kib=kib))
-    return replace(snapshot, bound=tuple(found)) if found else snapshot
+    read = ((read_nodes(nodes, snapshot.host, local), kib) for nodes, kib in potential_kib.items())
+    found = tuple(replace(memory, potential_kib=kib) for memory, kib in read if memory is not None)
+    return replace(snapshot, bound=found) if found else snapshot
+
+
+def read_nodes(nodes: Iterable[int], host: HostMemory, local: LocalFacts) -> NodeMemory | None:
+    """Read the memory of NUMA nodes, of which ZFS's cache counts as spread evenly; None where none of them is there."""
+    memory = {node: one for node in nodes if (one := local.node_memory(node)) is not None}
+    if not memory:
+        return None
+    usable_kib, available_kib = (sum(kinds) for kinds in zip(*memory.values(), strict=True))
+    available_kib += (host.arc_kib or 0) * usable_kib // max(host.usable_kib, 1)
+    return NodeMemory(usable_kib, available_kib, nodes=tuple(memory))
 
 
 def no_ksm(uri: str) -> Unsupported:

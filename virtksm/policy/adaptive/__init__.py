@@ -190,6 +190,8 @@ class AdaptivePolicy:
             merge = None
         if learned.rewritten_kib * 2 > learned.merged_kib > 0:
             text += "; most of what merged last was rewritten soon, so less is expected of the next full scan"
+        if need.engaged and need.where and rule != "off":
+            text += f"; {need.where}"
         if state.rewriters:
             would = "would be" if self.only_observes else "are"
             text += f"; guests that {would} out for a day, as they rewrite what merges: {len(state.rewriters)}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import NodeMemory, Snapshot
-from virtksm.text import format_kib
+from virtksm.text import format_kib, nodes_text
 from virtksm.values import replace
 
 HYSTERESIS = 1.25
@@ -19,11 +19,15 @@ HYSTERESIS = 1.25
 
 
 class Need(NamedTuple):
-    """`pressure` is 0.0 with the reserve available or more, 1.0 with nothing available; `why` says why not engaged."""
+    """`pressure` is 0.0 with the reserve available or more, 1.0 with nothing available; `why` says why not engaged.
+
+    `where` names the NUMA nodes that make memory short; it is empty where the host as a whole is.
+    """
 
     engaged: bool
     pressure: float
     why: str
+    where: str = ""
 
 
 def reserve_of_kib(usable_kib: int, params: AdaptiveParams) -> int:
@@ -50,20 +54,22 @@ def potential_of_kib(snapshot: Snapshot) -> int:
 
 def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool) -> Need:
     """Decide whether to act and how hard memory presses, on the host or where guests are bound to."""
-    usable_kib, available_kib = snapshot.host.usable_kib, available_of_kib(snapshot)
     is_auto = params.engage == "auto"
     potential_kib = potential_of_kib(snapshot) if is_auto else 0
-    places = (NodeMemory(usable_kib, available_kib, potential_kib), *snapshot.bound)
-    pressure = max(_press(one, params) for one in places)
+    host = NodeMemory(snapshot.host.usable_kib, available_of_kib(snapshot), potential_kib)
+    places = (host, *snapshot.bound)
+    pressure, is_short, _, shortest = max(
+        (_press(one, params), _is_short(one, params, was_engaged=was_engaged), -at, one)
+        for at, one in enumerate(places)
+    )
+    where = _name(shortest, params, was_engaged=was_engaged) if is_short else ""
     if params.engage in ("always", "never"):
-        return Need(engaged=params.engage == "always", pressure=pressure, why=f'engage = "{params.engage}"')
-    usable = format_kib(usable_kib)
-    available = format_kib(available_kib).removesuffix(f" {usable.split()[-1]}")
-    why = f"memory is not short: {available} of {usable} available"
+        why = f'engage = "{params.engage}"'
+        return Need(engaged=params.engage == "always", pressure=pressure, why=why, where=where)
+    why = f"memory is not short: {_available_text(host)}"
     if is_auto:
         why += f", guests can grow to {format_kib(potential_kib)}"
-    engaged = any(_is_short(one, params, was_engaged=was_engaged) for one in places)
-    return Need(engaged=engaged, pressure=pressure, why=why)
+    return Need(engaged=is_short, pressure=pressure, why=why, where=where)
 
 
 def _press(memory: NodeMemory, params: AdaptiveParams) -> float:
@@ -72,7 +78,26 @@ def _press(memory: NodeMemory, params: AdaptiveParams) -> float:
 
 
 def _is_short(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> bool:
-    reserve_kib = reserve_of_kib(memory.usable_kib, params)
-    wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
+    wanted_kib = _wanted_kib(memory, params, was_engaged=was_engaged)
     may_be = params.engage == "auto" and memory.potential_kib + wanted_kib > memory.usable_kib
     return memory.available_kib < wanted_kib or may_be
+
+
+def _wanted_kib(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> int:
+    reserve_kib = reserve_of_kib(memory.usable_kib, params)
+    return int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
+
+
+def _name(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> str:
+    """Say that these NUMA nodes are short of memory, or may be; nothing of the host as a whole."""
+    if not memory.nodes:
+        return ""
+    name = nodes_text(memory.nodes)
+    if memory.available_kib < _wanted_kib(memory, params, was_engaged=was_engaged):
+        return f"memory is short on {name}: {_available_text(memory)}"
+    return f"memory may be short on {name}: guests can grow to {format_kib(memory.potential_kib)} there"
+
+
+def _available_text(memory: NodeMemory) -> str:
+    usable = format_kib(memory.usable_kib)
+    return f"{format_kib(memory.available_kib).removesuffix(f' {usable.split()[-1]}')} of {usable} available"
