@@ -39,6 +39,7 @@ from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     expect,
     learn,
+    learn_lost,
     seconds_to_wait,
 )
 from virtksm.policy.thresholds import find_thresholds, step_to
@@ -838,7 +839,7 @@ def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_b
     after = decide_all(ALWAYS, fallen, refilled, state=state)[1]
     written_kib = GIB // 2 - new_kib
     assert (after.backlog.settling_kib, after.learned.rewritten_kib) == (new_kib, 0)
-    assert after.backlog.changed[REWRITTEN] == pytest.approx(written_kib, rel=0.01)
+    assert after.backlog.changed[CHANGED + "a/1"] == pytest.approx(written_kib, rel=0.01)
     grown = decide_all(ALWAYS, snap(3, {"a": 3 * GIB // 2}, full_scans=5, freed_kib=freed_kib), state=after)[1]
     assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
 
@@ -861,20 +862,42 @@ def test_3_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
         return replace(seen, host=replace(seen.host, swap_free_kib=free_kib))
 
     story = swapped(1, GIB - 4, 8 * GIB), swapped(2, GIB // 4, 8 * GIB - 3 * GIB // 4), swapped(30, GIB, 8 * GIB)
-    assert decide_all(ALWAYS, *story, state=having_scanned())[1].backlog.changed[REWRITTEN] <= 4
+    assert decide_all(ALWAYS, *story, state=having_scanned())[1].backlog.changed[CHANGED + "a/1"] <= 4
 
 
-def test_4_what_a_guest_fills_anew_is_charged_to_what_was_rewritten_before_alone() -> None:
-    """The last full scans were b's new memory; a gives most of its memory back, and fills it anew soon."""
+def test_4_what_a_guest_fills_anew_is_charged_to_its_changed_memory_alone() -> None:
+    """a gives most of its memory back, and fills it anew soon: what the last full scans were for tells what is lost."""
     costly = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
     story = snap(1, {"a": GIB // 4, "b": GIB}, full_scans=5), snap(2, BOTH, full_scans=5)
-    for pair, charged_kib in (({"b/1": GIB}, 0), ({"b/1": GIB, REWRITTEN: GIB}, 3 * GIB // 4)):
+    ours, theirs = CHANGED + "a/1", CHANGED + "b/1"
+    for pair, charged_kib in (({"b/1": GIB}, 0), ({"b/1": GIB, theirs: GIB, ours: GIB // 2}, GIB // 2)):
         learned = learn(snap(0, BOTH), costly, pair, GIB)
         learned = replace(learned, ended_s=0.0)
         _, state = decide_all(ALWAYS, *story, state=having_scanned(BOTH, learned=learned))
         assert state.learned.rewritten_kib == charged_kib
-        assert share(state.learned, "b/1") == share(learned, "b/1")
-    assert share(state.learned, REWRITTEN) < share(learned, REWRITTEN)
+        assert [share(state.learned, key) for key in ("b/1", theirs)] == [
+            share(learned, key) for key in ("b/1", theirs)
+        ]
+        assert state.backlog.changed[ours] == 3 * GIB // 4, "it may merge"
+        assert state.backlog.changed[REWRITTEN] == 0
+    assert share(state.learned, ours) < share(learned, ours)
+
+
+@pytest.mark.parametrize("merged_kib", [GIB // 4, GIB // 2])
+def test_4_what_is_lost_of_a_pair_is_told_by_what_is_saved_and_the_rest_has_lasted(merged_kib: int) -> None:
+    """a rewrites all that had changed of it, 512 MiB, which had saved 256; what has merged beyond that is b's."""
+    state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
+    ours, theirs = CHANGED + "a/1", CHANGED + "b/1"
+    learned = state.learned
+    for _ in range(8):
+        saving = replace(snap(0, BOTH), ksm=replace(snap(0, BOTH).ksm, pages_sharing=GIB // 4))
+        pair = {ours: GIB / 2, theirs: GIB / 2}
+        learned = learn(saving, replace(state, learned=learned), pair, merged_kib)
+        learned = replace(learned, rewritten={ours: GIB / 2})
+        lost = replace(saving, ksm=replace(saving.ksm, pages_sharing=3 * GIB // 16))
+        learned = learn_lost(lost, learned)
+    assert share(learned, ours) < 0.01
+    assert share(learned, theirs) == pytest.approx(2 * (merged_kib / GIB - 1 / 4), abs=0.01)
 
 
 @pytest.mark.parametrize("sharing", [1, 7])
@@ -886,12 +909,12 @@ def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_no
     new_kib, merged_kib = 100 * 1024, 256 * 1024
     rewritten_kib = merged_kib + merged_kib // sharing
     learned = Learned(ratios={"b/1": Ratio(0.5, GIB)}, full_scan_cost_s_per_kib=1e-6)
-    for _ in range(14):
+    for times in range(14):
         backlog = Backlog(new={"b/1": new_kib}, changed={REWRITTEN: rewritten_kib})
         state = having_scanned(BOTH, backlog=backlog, learned=learned)
         known = {"pages_shared": GIB // 80, "pages_unshared": GIB // 4}
         for at_s, full_scans, now_kib in ((1, 5, 0), (2, 6, 0), (3, 7, merged_kib + new_kib // 2)):
-            pages = sharing * GIB // 80 + now_kib // 4
+            pages = sharing * GIB // 80 + (times * new_kib // 2 + now_kib) // 4
             seen = snap(at_s, BOTH, full_scans=full_scans, pages_sharing=pages, **known)
             _, state = decide_all(ALWAYS, seen, state=state, triggers=RETUNE)
         assert state.learned.pair == {"b/1": new_kib, REWRITTEN: pytest.approx(rewritten_kib, rel=1e-3)}

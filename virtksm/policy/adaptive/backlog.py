@@ -87,11 +87,12 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     is_second = current is not None and state.scans.pair_left <= 1  # what that has merged and lost it does not count
     was_too_soon = is_too_soon(state, now_s) and not is_second
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
-    filled_anew_kib = sum(refilled_kib.values())
+    refilled = {CHANGED + key: kib for key, kib in refilled_kib.items()}
     rewritten = attribute(snapshot, state, waited_s, rewritten_kib)
-    learned = _charge(state.learned, rewritten if was_too_soon else {}, filled_anew_kib * was_too_soon, unmerged_kib)
-    unknown_kib = rewritten.get(REWRITTEN, 0.0) + filled_anew_kib
-    changed = age_changed(snapshot, state, waited_s, unknown_kib, unmerged_kib)
+    too_soon = (rewritten, refilled) if was_too_soon else ({}, {})
+    learned = _charge(state.learned, *too_soon, unmerged_kib)
+    beyond_rates = {**refilled, REWRITTEN: rewritten.get(REWRITTEN, 0.0)}
+    changed = age_changed(snapshot, state, waited_s, beyond_rates, unmerged_kib)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
@@ -167,20 +168,22 @@ def _count_given_back(
     given_back, refilled = dict(state.given_back_kib), {}
     for key in known:
         before, grown = given_back.pop(key, 0), grown_kib[key]
-        refilled[key] = min(before, max(grown, 0))
-        if left := before - refilled[key] + int(max(-grown, 0) * share):
+        if again := min(before, max(grown, 0)):
+            refilled[key] = again
+        if left := before - again + int(max(-grown, 0) * share):
             given_back[key] = left
     return {key: kib for key, kib in given_back.items() if key in state.guests_kib}, refilled
 
 
-def _charge(learned: Learned, rewritten: Mapping[str, float], filled_anew_kib: int, unmerged_kib: int) -> Learned:
-    """Count what was written to too soon after it had merged.
+def _charge(
+    learned: Learned, rewritten: Mapping[str, float], refilled: Mapping[str, float], unmerged_kib: int
+) -> Learned:
+    """Count what was written to too soon after it had merged, without what was unmerged since.
 
-    What a guest filled anew may never have merged: it is charged to nothing but what was rewritten before.
+    What a guest filled anew may never have merged: no more of it counts than the last pair scanned of its changes.
     """
-    charged = add(learned.rewritten, rewritten)
-    if filled_anew_kib and REWRITTEN in learned.pair:
-        charged[REWRITTEN] = charged.get(REWRITTEN, 0.0) + filled_anew_kib
+    scanned = {key: min(kib, learned.pair.get(key, 0.0)) for key, kib in refilled.items()}
+    charged = add(add(learned.rewritten, rewritten), scanned)
     left = max(1 - unmerged_kib / (sum(charged.values()) or inf), 0.0)
     return replace(learned, rewritten={key: min(kib * left, MAX_SUM) for key, kib in charged.items()})
 

@@ -24,6 +24,7 @@ from virtksm.policy.adaptive.worth import (
     is_due,
     is_second_due,
     learn,
+    learn_lost,
 )
 from virtksm.values import EMPTY, replace
 
@@ -317,6 +318,8 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
         goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
+    if not is_second:
+        learned = learn_lost(snapshot, learned)
     if is_second and not goes_on and once_kib:
         learned = learn(snapshot, state, add(scans.changed, once), merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)

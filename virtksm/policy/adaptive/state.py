@@ -165,7 +165,11 @@ class Learned(NamedTuple):
     pair: Mapping[str, float] = EMPTY
     """What the last pair of full scans was for, by the same keys; what is of an image by that, too."""
     expected_kib: float = 0.0
-    """What it was expected to merge."""
+    """What of it was expected to merge and to last."""
+    lost_kib: float = 0.0
+    """What of it was expected to merge and to be lost soon; what is lost, once that is known."""
+    lost_part: float | None = None
+    """What was lost of what was rewritten; None before a full scan has found it."""
     merged_kib: int = 0
     """What it has merged."""
     rewritten: Mapping[str, float] = EMPTY

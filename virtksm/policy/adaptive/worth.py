@@ -206,7 +206,9 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             **newest,
         },
         pair=scanned,
-        expected_kib=sum(kib * shares.merging(key) for key, kib in pair.items()),
+        expected_kib=sum(kib * newest[key].share for key, kib in pair.items()),
+        lost_kib=sum(kib * newest[key].lost for key, kib in pair.items()),
+        lost_part=None,
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten=EMPTY,
@@ -214,22 +216,46 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
     )
 
 
+def learn_lost(snapshot: Snapshot, learned: Learned) -> Learned:
+    """Count what is lost of what the last pair of full scans has saved, as the first full scan after it has found.
+
+    What was rewritten tells whose it was. That are mappings, which had saved less; no more of any is lost than the pair
+    was for. What has merged beyond that is of the memory that was not rewritten.
+    """
+    pair = {key: kib for key, kib in learned.pair.items() if key in learned.ratios and not key.startswith(IMAGE)}
+    part = min(max(learned.saved_kib - (snapshot.ksm.saved_kib or 0), 0) / (learned.rewritten_kib or inf), 1.0)
+    lost_kib = expected_kib = 0.0
+    for key, kib in pair.items():
+        rewritten_kib = _rewritten_kib(learned, key)
+        lost_kib += min(rewritten_kib * part, kib) if key.startswith(CHANGED) or CHANGED + key not in pair else 0.0
+        expected_kib += learned.ratios[key].share * max(kib - rewritten_kib, 0.0)
+    return replace(learned, lost_kib=lost_kib, lost_part=part, expected_kib=expected_kib)
+
+
+def _rewritten_kib(learned: Learned, key: str) -> float:
+    return learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0)
+
+
 def ratio_of(learned: Learned, key: str) -> Ratio | None:
     """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
-    What has merged of a pair nobody tells by guest: it is shared out as it was expected of each. What was rewritten is
-    charged to whose it was; where that is unknown, to all that had changed, and to new memory where none had been
+    What has merged of a pair nobody tells by guest. As much of each as before is expected to be lost, until it is known
+    what is; the rest is shared out as it was expected to last. What was rewritten is charged to whose it was; where
+    that is unknown, to all that had changed until it is known what is lost, and to new memory where none had been
     rewritten before.
     """
     before, kib = learned.ratios.get(key), learned.pair.get(key)
     if before is None or not kib:
         return before
-    merged = min((before.share + before.lost) * learned.merged_kib / (learned.expected_kib or inf), 1.0)
-    is_unknown = key.startswith(CHANGED) or REWRITTEN not in learned.pair
-    unknown_kib = learned.rewritten.get(REWRITTEN, 0.0) if is_unknown and key != REWRITTEN else 0.0
+    part, rewritten = learned.lost_part, _rewritten_kib(learned, key) / kib
+    lost = before.lost * min(learned.merged_kib / (learned.lost_kib or inf), 1.0) if part is None else rewritten * part
+    lasts = max(learned.merged_kib - learned.lost_kib, 0.0) / (learned.expected_kib or inf)
+    lasting = before.share * lasts * (1.0 if part is None else max(1 - rewritten, 0.0))
+    merged = min(lost + lasting, 1.0)
+    is_unknown = (key.startswith(CHANGED) and part is None) or REWRITTEN not in learned.pair
+    unknown_kib = _rewritten_kib(learned, REWRITTEN) if is_unknown and key != REWRITTEN else 0.0
     lasted = merged * (1 - min(unknown_kib / (learned.merged_kib or inf), 1.0))
-    lasted -= learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0) / kib
-    lasted, weight = max(lasted, 0.0), kib / (kib + before.kib)
+    lasted, weight = max(lasted - (rewritten if part is None else lost), 0.0), kib / (kib + before.kib)
     share = before.share + (lasted - before.share) * weight
     lost = before.lost + (merged - lasted - before.lost) * weight
     return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) * OLDER, lost=lost)
