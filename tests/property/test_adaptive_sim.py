@@ -20,7 +20,7 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, MIN_MERGE_RATIO, PRICES
+from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, PRICES
 from virtksm.values import replace
 
 pytestmark = pytest.mark.timeout(600)
@@ -220,6 +220,24 @@ def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
     assert ours.cpu_until(8 * 3600.0) < 0.00015 * 8 * 3600.0
 
 
+@pytest.mark.parametrize("available_gib", [2, 5])
+@pytest.mark.parametrize("mib_per_min", [0, 1, 2])
+def test_one_guest_alone_is_scanned_little_on_a_host_that_it_fills(available_gib: int, mib_per_min: int) -> None:
+    """58 GiB that merge nothing, and grow; pressure is 0.6 to 0.95, and a full scan takes 95 s of ksmd's: a day."""
+    day_s, own_mib = 24 * 3600.0, 58 * 1024 - 48
+    memory_mib = own_mib + 24 * 60 * mib_per_min + 64
+    lone = PayloadGuest(name="a", memory_mib=memory_mib, own_mib=own_mib, grow_mib_per_min=mib_per_min)
+    host = new_host()
+    host.total_kib, host.fill_mib_per_s = (59 + available_gib) * 2**20, 500.0
+    policy = AdaptivePolicy(params=AdaptiveParams())
+    ours = run_policy(host, policy, [Start(at_s=0.0, guest=lone)], until_s=day_s, sample_every_s=300.0)
+    told = [report.decision.reason.numbers["pressure"] or 0.0 for t_s, report in ours.passes if t_s > 3600]
+    assert min(told) > 0.6
+    assert max(told) > 0.8 or mib_per_min < 2
+    assert host.ksmd.full_scans <= 10
+    assert ours.cpu_until(day_s) < 0.011 * day_s
+
+
 @pytest.mark.parametrize("low_s", [0.0, 21.0])
 def test_guests_that_rewrite_what_has_merged_do_not_hide_that_others_memory_becomes_equal(low_s: float) -> None:
     """Four guests whose memory changes in place for two minutes, thrice, beside two that rewrite, or without them."""
@@ -362,7 +380,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_
         ksmd=Ksmd(rules=Rules(smart_scan=False)),
         tells_images=tells_images,
     )
-    until_s = UNTIL_S * (FIRST_MERGE_RATIO / MIN_MERGE_RATIO if tells_images else 1)
+    until_s = UNTIL_S * (FIRST_MERGE_RATIO * (common_mib + own_mib) / common_mib if tells_images else 1)
     host.set_parameters(dict(IDLE.items()))
     guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
     starts = [

@@ -32,8 +32,6 @@ FIRST_MERGE_RATIO = 0.5
 """The merge ratio before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
-MIN_MERGE_RATIO = 0.05
-"""The least expected of a backlog, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -45,7 +43,7 @@ CHECK_COST = 3.0
 CHANGING_S = 300.0
 """No check scan begins while what has changed would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
+"""A full scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -90,12 +88,12 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
         wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
+    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
     if not has_backlog:
-        latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
         if is_settling(state, memory_kib):  # a check scan would scan it too early
             return latest_s
         return min(wait_s, latest_s) if memory_kib else None
-    return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S)) if growth is Growth.COMING else wait_s
+    return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S) if growth is Growth.COMING else latest_s)
 
 
 def _divide(amount: float, per_s: float) -> float:
@@ -115,8 +113,8 @@ def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
 
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
-    is_backlog = state.scans.is_check or state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
-    return state.scans.pair_left > 0 and is_backlog
+    scans, scanned_once_kib = state.scans, state.backlog.scanned_once_kib
+    return scans.pair_left > 0 and (scans.is_check or bool(scans.changed) or scanned_once_kib * NEGLIGIBLE > memory_kib)
 
 
 class Shares(NamedTuple):
@@ -177,7 +175,7 @@ def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
         source = "as its last backlogs did"
     elif shares.images.get(most) in shares.learned.ratios:
         source = "as earlier guests of the image did"
-    return max(shares.ratio(parts), MIN_MERGE_RATIO), source
+    return shares.ratio(parts), source
 
 
 def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], merged_kib: int) -> Learned:
