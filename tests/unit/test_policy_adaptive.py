@@ -574,6 +574,25 @@ def test_5_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: 
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(estimate_s / GIB)
 
 
+@pytest.mark.parametrize(
+    ("guests", "cursor", "cost_s_per_kib"),
+    [(ONE, 5, 2 / GIB), ({}, 5, 2 / GIB), ({"a": GIB // 2}, 5, 2 / GIB), (BOTH, 5, 1 / GIB), (ONE, None, 1 / GIB)],
+)
+def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
+    guests: Mapping[str, int], cursor: int | None, cost_s_per_kib: float
+) -> None:
+    """Also where all guests have stopped in it, or where it was whole only after the end of another's."""
+    began = begin_full_scan(snap(1, ONE, full_scans=5), having_scanned(scans=Scans(cursor_full_scans=cursor)))
+    _, state = decide_all(ALWAYS, snap(9, guests, full_scans=7, ksmd_cpu_seconds=2.0), state=began)
+    assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s_per_kib)
+
+
+def test_5_of_a_full_scan_that_had_nothing_to_scan_no_cost_is_learned() -> None:
+    began = begin_full_scan(snap(1, full_scans=5), having_scanned({}, scans=scans()))
+    _, state = decide_all(ALWAYS, snap(9, full_scans=6, ksmd_cpu_seconds=2.0), state=began)
+    assert state.learned.full_scan_cost_s_per_kib is None
+
+
 def test_5_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
     state = AdaptiveState()
     for step in range(20):
@@ -917,7 +936,7 @@ def second_ended(
 ) -> AdaptiveState:  # fmt: skip
     """The state after a full scan of 2 GiB, of which a GiB had been scanned once before, which merged so much."""
     guests, learned = {"a": 2 * GIB}, Learned(full_scan_cost_s_per_kib=1 / (2 * GIB))
-    before = having_scanned(guests, once_kib=GIB, scans=Scans(**{"pair_left": 1, **scanned}), learned=learned)
+    before = having_scanned(guests, once_kib=GIB, scans=scans(**{"pair_left": 1, **scanned}), learned=learned)
     counted = (None, None) if split is None else (50, 50 + split)
     began = begin_full_scan(
         snap(1, guests, full_scans=5, page_kib=page_kib, thp_split_page=counted[0], cow_ksm=0), before
@@ -932,7 +951,7 @@ def second_ended(
         "cow_ksm": written_kib // page_kib,
         "ksmd_cpu_seconds": cpu_s,
     }
-    return decide_all(ALWAYS, snap(2, guests, full_scans=7, page_kib=page_kib, **counters), state=began)[1]
+    return decide_all(ALWAYS, snap(2, guests, full_scans=6, page_kib=page_kib, **counters), state=began)[1]
 
 
 @OF_ANY_PAGE_SIZE

@@ -101,7 +101,10 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scans = replace(scans, changed=EMPTY if scans.is_check else changed)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
-        ends_at_full_scans=full_scans + (1 if is_whole else 2), scanning=scanning, began=read_meter(snapshot)
+        ends_at_full_scans=full_scans + (1 if is_whole else 2),
+        scanning=scanning,
+        began=read_meter(snapshot),
+        began_kib=memory_kib,
     )
     return replace(
         state,
@@ -266,13 +269,10 @@ def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
-    """Return how far a full scan is, and when it will have ended at its pace so far.
-
-    Where it is whole only after the end of another's, it takes up to twice the memory.
-    """
+    """Return how far a full scan is, and when it will have ended at its pace so far."""
     now, ksm = read_meter(snapshot), snapshot.ksm
     scanned = scanned_pages(current, now, page_cost_s(snapshot, state))
-    full_scan_kib = total_kib(snapshot, state) * max(current.ends_at_full_scans - current.began.full_scans, 1)
+    full_scan_kib = total_kib(snapshot, state) * current.times
     scanned_kib = None if scanned is None else min(ksm.kib(scanned), full_scan_kib)
     passed_s = now.taken_s - current.began.taken_s
     return {
@@ -302,7 +302,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
-    cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
+    cost_s = (max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s) / ended.times
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
     net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
     is_second = scans.pair_left <= 1
@@ -322,7 +322,11 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     if is_second and not goes_on and once_kib:
         learned = learn(snapshot, state, add(scans.changed, once), merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
-    per_kib = cost_s / max(memory_kib, 1)
+    if scanned_kib := max(ended.began_kib, memory_kib):  # some may have stopped, and some started
+        per_kib = cost_s / scanned_kib
+        if known is not None:
+            per_kib = max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on))
+        learned = replace(learned, full_scan_cost_s_per_kib=per_kib)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
     return replace(
         state,
@@ -338,12 +342,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             changed=scans.changed,
             fed=ended.fed or scans.fed,
         ),
-        learned=replace(
-            learned,
-            full_scan_cost_s_per_kib=per_kib
-            if known is None
-            else max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on)),
-        ),
+        learned=learned,
     )
 
 

@@ -38,12 +38,14 @@ class Meter(NamedTuple):
 class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
-    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends.
+    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends. `began_kib` is all
+    memory at its beginning.
     """
 
     ends_at_full_scans: int
     scanning: Mapping[str, float]
     began: Meter
+    began_kib: int
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
     batch_pages: int = 0
@@ -55,6 +57,11 @@ class FullScan(NamedTuple):
     @property
     def scanning_kib(self) -> int:
         return int(sum(self.scanning.values()))
+
+    @property
+    def times(self) -> int:
+        """How often it scans memory at most: twice where it is whole only after the end of another's."""
+        return max(self.ends_at_full_scans - self.began.full_scans, 1)
 
 
 class Appeared(NamedTuple):
