@@ -297,14 +297,15 @@ def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(pa
 
 @pytest.mark.parametrize(
     ("full_scans", "sharing", "known", "new_kib"),
-    [(5, None, 0, GIB), (5, 9, 1000, 0), (None, None, 0, 0), (None, 0, 0, 0), (None, 9, 0, GIB), (None, 9, 1000, 0)],
-)
+    [(5, None, 0, GIB), (5, 9, 1000, 0), (None, None, 0, 0), (None, 0, 0, 0), (None, 9, 0, GIB), (None, 9, 1000, 0),
+     (6, 9, 1000, GIB)],
+)  # fmt: skip
 def test_2_what_was_unmerged_is_new_again(
     full_scans: int | None, sharing: int | None, known: int, new_kib: int
 ) -> None:
     """Whoever writes 2 to run has ksmd forget every page; before any full scan it knows of none either.
 
-    Also where the last full scan was another program's.
+    Also where the last full scan was another program's, or where it knows of some again: it counts from 0 then.
     """
     before = having_scanned(scans=Scans(cursor_full_scans=full_scans), pages_sharing=sharing)
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, pages_unshared=known), state=before)
@@ -548,6 +549,43 @@ def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> Adapt
     began = begin_full_scan(snap(1, ONE, full_scans=5, page_kib=page_kib), before)
     ended = snap(2, ONE, full_scans=6, pages_sharing=merged_kib // page_kib, page_kib=page_kib)
     return decide_all(ALWAYS, ended, state=began)[1]
+
+
+@pytest.mark.parametrize(
+    ("stops", "left", "merged_kib"),
+    [
+        ("nothing", {"pages_sharing": GIB // 4}, 0),
+        ("b", {"pages_sharing": GIB // 8}, GIB // 4),
+        ("b", {"pages_sharing": GIB * 7 // 16}, GIB * 3 // 4),
+        ("b", {"pages_sharing": GIB // 64}, GIB // 16),
+        ("b", {"pages_sharing": GIB // 64, "ksm_zero_pages": 0}, GIB // 16),
+    ],
+)
+def test_4_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_that_others_do_not_merge(
+    stops: str, left: dict[str, float], merged_kib: int
+) -> None:
+    """A quarter of a's is expected to merge, and b held up to a GiB, of merged pages, and what zero pages it gave back.
+
+    Within that a is taken to have merged as expected.
+    """
+    learned = Learned(ratios={"a/1": Ratio(0.25, GIB)})
+    before = having_scanned(BOTH, once_kib=GIB, scans=scans(pair_left=1), learned=learned, unmapped_kib=GIB // 2)
+    kernel = {"pages_sharing": GIB // 4, "ksm_zero_pages": GIB // 8}
+    began = begin_full_scan(snap(1, BOTH, full_scans=5, **kernel), before)
+    guests = ONE if stops == "b" else BOTH
+    running = snap(2, guests, full_scans=5, **{**kernel, **left})
+    ended = snap(3, guests, full_scans=6, **{**kernel, **left})
+    _, state = decide_all(ALWAYS, running, ended, state=began)
+    assert state.learned.merged_kib == merged_kib
+
+
+def test_4_a_full_scan_in_which_all_was_unmerged_teaches_nothing_and_all_of_it_is_new() -> None:
+    """Between two passes; so does a boot of another machine."""
+    before = having_scanned(BOTH, once_kib=GIB, scans=scans(pair_left=1))
+    began = begin_full_scan(snap(1, BOTH, full_scans=5, pages_sharing=9), before)
+    decision, state = decide_all(ALWAYS, snap(2, BOTH, full_scans=4, pages_volatile=9), state=began)
+    assert (decision.reason.rule, state.learned.pair, state.scans) == ("wait", {}, Scans())
+    assert (state.backlog.new_kib, state.backlog.scanned_once_kib) == (2 * GIB, 0)
 
 
 @pytest.mark.parametrize(
@@ -1052,7 +1090,8 @@ def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> floa
     began_s = at_s = state.taken_s or 0.0
     while state.scans.current is None:
         at_s += 10
-        decision, state = decide_all(ALWAYS, dirtied(at_s, kib_per_s), state=state)
+        seen = dirtied(at_s, kib_per_s, full_scans=state.scans.cursor_full_scans or 5)
+        decision, state = decide_all(ALWAYS, seen, state=state)
     assert decision.reason.rule == "check_scan"
     return at_s - began_s
 
@@ -1087,7 +1126,8 @@ def test_4_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts
     late = after_check_scan(GIB // 2, written_kib=GIB // 2, written_s=4000.0)
     assert share(soon.learned, key) < first < merged == share(late.learned, key)
     assert soon.backlog.changed_kib == pytest.approx(GIB // 2, rel=1e-3), "it may merge again"
-    _, later = decide_all(ALWAYS, dirtied(8, 0.0, cow_ksm=GIB // 8, pages_unshared=GIB // 8), state=soon)
+    again = dirtied(8, 0.0, full_scans=7, cow_ksm=GIB // 8, pages_unshared=GIB // 8)
+    _, later = decide_all(ALWAYS, again, state=soon)
     assert later.backlog.changed_kib == pytest.approx(GIB // 2, rel=1e-3), "it has not been forgotten"
     ratios = {"a/1": Ratio(0.5, 0)}
     learned = Learned(ratios, ONE_NEW, expected_kib=GIB / 2, merged_kib=GIB, full_scan_cost_s_per_kib=1e-6)

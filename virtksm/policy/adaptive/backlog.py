@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.changes import (
     total_kib,
 )
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned, Scans
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -66,7 +66,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         if not 0 <= now_s - one.at_s < settle_s:
             new_kib[one.key] = new_kib.get(one.key, 0) + one.kib
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
-    is_unmerged = was_scanned and known_kib(snapshot) == 0  # by run=2
+    is_unmerged = _has_begun_anew(snapshot, state.scans) or (was_scanned and known_kib(snapshot) == 0)  # by run=2
     if is_unmerged:
         new_kib = dict(all_kib)
         for one in settling:
@@ -78,8 +78,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
     unmerged_kib = max(unmerged_kib - sum(one.kib for one in before.settling if one.key in unmergeable), 0)
     current = state.scans.current
-    if current is not None:
-        current = replace(current, scanning=_within(current.scanning, all_kib))
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
@@ -109,10 +107,30 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=arrivals,
-        scans=replace(state.scans, current=current, changed=_within(state.scans.changed, all_kib)),
+        scans=_age_scans(snapshot, state, stopped_kib, unmerged_kib),
         learned=learned,
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:
+    """Tell whether ksmd has begun anew: unmerging all, or a boot, has the kernel count full scans from 0 again."""
+    seen = scans.cursor_full_scans if scans.current is None else scans.current.began.full_scans
+    return seen is not None and snapshot.ksm.full_scans is not None and snapshot.ksm.full_scans < seen
+
+
+def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmerged_kib: int) -> Scans:
+    """Return the full scans without what has stopped or was unmerged; none is under way where ksmd has begun anew."""
+    scans, current = state.scans, state.scans.current
+    if _has_begun_anew(snapshot, scans):
+        return Scans(fed=scans.fed if current is None else current.fed or scans.fed)
+    if current is not None:
+        gone_kib = current.gone_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
+        if stopped_kib:
+            gone_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
+        scanning = _within(current.scanning, state.guests_kib)
+        current = replace(current, scanning=scanning, gone_kib=min(gone_kib, MAX_SUM))
+    return replace(scans, current=current, changed=_within(scans.changed, state.guests_kib))
 
 
 def _note_arrivals(

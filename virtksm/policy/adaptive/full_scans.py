@@ -241,9 +241,8 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
 
 
 def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether a full scan is over; a counter that fell back (a reboot) ends it, too."""
-    full_scans = snapshot.ksm.full_scans or 0
-    return full_scans >= current.ends_at_full_scans or full_scans + 2 < current.ends_at_full_scans
+    """Tell whether a full scan is over."""
+    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
@@ -306,21 +305,24 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
     net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
     is_second = scans.pair_left <= 1
+    pair = add(scans.changed, once if is_second else ended.scanning)
+    expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
+    net_kib = min(max(net_kib, expected_kib), net_kib + ended.gone_kib)  # what has gone, nobody tells: as expected
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)
-    expected_kib, goes_on = 0.0, False
+    more_kib, goes_on = 0.0, False
     if scans.is_check:
         goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
-        expected_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
+        more_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
         share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
+        goes_on = more_kib * NEGLIGIBLE > memory_kib * share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
-        learned = learn(snapshot, state, add(scans.changed, once), merged_kib)
+        learned = learn(snapshot, state, pair, merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
     if scanned_kib := max(ended.began_kib, memory_kib):  # some may have stopped, and some started
         per_kib = cost_s / scanned_kib
@@ -336,7 +338,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> 
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,
-            expected_kib=expected_kib,
+            expected_kib=more_kib,
             visited=visited,
             is_check=scans.is_check,
             changed=scans.changed,

@@ -149,6 +149,10 @@ class Shares(NamedTuple):
             return self.saving
         return FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
+    def merging_kib(self, kib_by_key: Mapping[str, float]) -> float:
+        """Return how much of this memory is expected to merge, lasting or not."""
+        return sum(kib * self.merging(key) for key, kib in kib_by_key.items() if kib)
+
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
         return sum(kib * self.of(key) for key, kib in kib_by_key.items() if kib)
@@ -206,7 +210,7 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             **newest,
         },
         pair=scanned,
-        expected_kib=sum(kib * shares.merging(key) for key, kib in pair.items()),
+        expected_kib=shares.merging_kib(pair),
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten=EMPTY,
