@@ -625,6 +625,17 @@ def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s_per_kib)
 
 
+@pytest.mark.parametrize(("cpu_s", "cost_s"), [(3.0, 3.0), (None, 8 * 0.1)])
+def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time(
+    cpu_s: float | None, cost_s: float
+) -> None:
+    policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
+    began_s = None if cpu_s is None else 0.0
+    began = begin_full_scan(snap(1, ONE, full_scans=5, ksmd_cpu_seconds=began_s), having_scanned())
+    _, state = decide_all(policy, snap(9, ONE, full_scans=6, ksmd_cpu_seconds=cpu_s), state=began)
+    assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s / GIB)
+
+
 def test_5_of_a_full_scan_that_had_nothing_to_scan_no_cost_is_learned() -> None:
     began = begin_full_scan(snap(1, full_scans=5), having_scanned({}, scans=scans()))
     _, state = decide_all(ALWAYS, snap(9, full_scans=6, ksmd_cpu_seconds=2.0), state=began)

@@ -106,7 +106,8 @@ class AdaptivePolicy:
         if current is not None:
             if not has_ended(snapshot, current):
                 return self._scan(snapshot, state, current, need)
-            state = end_full_scan(snapshot, state, current)
+            share = cpu_share(snapshot, self.params, need.pressure)
+            state = end_full_scan(snapshot, state, current, share)
         elif is_scanned_by_another(snapshot, state):
             state = replace(state, scans=replace(state.scans, cursor_full_scans=None))
         return self._between_full_scans(snapshot, state, need, triggers)

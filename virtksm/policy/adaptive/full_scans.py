@@ -290,18 +290,20 @@ def is_scanned_by_another(snapshot: Snapshot, state: AdaptiveState) -> bool:
     return bool(found.pages_to_scan) and (state.scans.current is None or found.sleep_millisecs not in FED_SLEEPS_MS)
 
 
-def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> AdaptiveState:
+def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, share: float) -> AdaptiveState:
     """Count a full scan (rule 2): what was new has been scanned once, and what had been scanned once is done.
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
     One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
+
+    Where ksmd's CPU time is unknown, it has used its `share` of a core, as the budget has it.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
-    cost_s = (max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s) / ended.times
+    cost_s = (max(now.taken_s - began.taken_s, 0.0) * share if used_s is None else used_s) / ended.times
     net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
     net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
     is_second = scans.pair_left <= 1
