@@ -1263,11 +1263,12 @@ def test_5_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice()
     assert (scans_made - 1, decision.reason.rule) == (6, "idle"), "each full scan visits a third"
 
 
-def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later() -> None:
+@pytest.mark.parametrize("run", [1, None])
+def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later(run: int | None) -> None:
     """Memory that nothing told of must not wait for ever; where there is none, ksmd has nothing to scan."""
     state, at_s, began, scanned = AdaptiveState(), 0.0, [], 0
     while at_s < 86_400:
-        hidden = replace(snap(at_s), other_processes=None)
+        hidden = replace(snap(at_s, run=run), other_processes=None)
         decision, state = decide_all(ALWAYS, hidden, state=state)
         if decision.reason.rule == "check_scan" and scanned == 0:
             began.append(at_s)
@@ -1296,6 +1297,20 @@ def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown:
     assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
     decision, state = decide_all(ALWAYS, *(snap(at, {**BOTH, "c": GIB}) for at in (110, 115, 125)), state=state)
     assert decision.reason.rule == "full_scan", "one more guest may be one that can merge"
+
+
+def test_7_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:
+    """Of another machine nobody tells: it is found to be on within a pass, and nothing has been learned meanwhile."""
+    remote: dict[str, float | None] = {"run": None, "pages_scanned": None, "ksmd_cpu_seconds": None}
+    decision, state = in_full_scan(**remote)
+    for at_s, next_pass_s in ((10 + BATCH_S, WATCH_S[Source.LOCAL]), (60, WATCH_S[Source.LOCAL])):
+        decision, state = decide_all(ALWAYS, after(decision, snap(at_s, BOTH, **remote)), state=state)
+        assert (decision.reason.rule, decision.next_pass_s) == ("full_scan", next_pass_s)
+        assert decision.reason.text.endswith("KSM knows of no page that may merge, or is off")
+    on, _ = decide_all(ALWAYS, after(decision, snap(100, BOTH, pages_volatile=1, **remote)), state=state)
+    assert on.next_pass_s == pytest.approx(BATCH_S + SLACK_S)
+    decision, state = decide_all(ALWAYS, snap(1000, BOTH, **remote), state=state)
+    assert (decision.reason.rule, state.backlog.new_kib, state.learned.pair) == ("stalled", 2 * GIB, {})
 
 
 def test_7_a_full_scan_that_has_got_anywhere_is_not_empty() -> None:

@@ -16,7 +16,7 @@ in docs/policies.md; each rule's code is in the module named:
 6. One more follows a pair by the same measure: what was skipped by smart_scan, or is left of a split huge page, has met
    no twins yet (`full_scans`).
 7. Feeding: ksmd gets batch by batch, within the CPU budget; without passes it does one a minute. A full scan without
-   progress is given up, and its backlog stays, unless no memory may merge at all (`full_scans`).
+   progress is given up, and its backlog stays, unless it is known that no memory may merge at all (`full_scans`).
 8. Rewriters: a guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
    (`rewriters`).
 """
@@ -140,7 +140,8 @@ class AdaptivePolicy:
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
         empty_s = seconds_until_empty(snapshot, current)
-        if empty_s is not None and empty_s <= 0:
+        is_empty, may_be_off = empty_s is not None and empty_s <= 0, snapshot.ksm.run is None
+        if is_empty and (state.scans.is_check or not may_be_off):
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         share = cpu_share(snapshot, self.params, need.pressure)
@@ -151,6 +152,9 @@ class AdaptivePolicy:
         rule = "check_scan" if state.scans.is_check else "full_scan"
         memory = format_kib(total_kib(snapshot, state))
         text = f"{rule.replace('_', ' ')} of {memory}: {progress(snapshot, state, current)}"
+        if is_empty:
+            text += "; KSM knows of no page that may merge, or is off"
+            next_pass_s = WATCH_S[snapshot.source]
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
     def _idle(
