@@ -728,6 +728,18 @@ def test_2_where_somebody_else_had_ksmd_scan_nobody_knows_where_its_cursor_is() 
         assert state.scans.cursor_full_scans == known
 
 
+@pytest.mark.parametrize(("ended_s", "more_scans"), [(60, 1), (80, 2)])
+def test_2_where_no_pass_came_for_longer_than_ksmd_sleeps_nobody_knows_where_its_cursor_is(
+    ended_s: float, more_scans: int
+) -> None:
+    """It does a batch a minute then, and goes on after the end of the full scan."""
+    first, state = in_full_scan()
+    ended = after(first, snap(ended_s, BOTH, full_scans=1, ksmd_cpu_seconds=3.0))
+    _, state = decide_all(ALWAYS, ended, state=state)
+    assert state.scans.current is not None
+    assert state.scans.current.ends_at_full_scans == 1 + more_scans
+
+
 def test_2_a_full_scan_covers_what_is_settling_when_it_begins() -> None:
     """It is scanned like all else; what matters is that it begins no full scan."""
     state = AdaptiveState(guests_kib={"a/1": 16 * GIB}, taken_s=0, learned=Learned(full_scan_cost_s_per_kib=1e-9))

@@ -331,12 +331,15 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
         if known is not None:
             per_kib = max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on))
         learned = replace(learned, full_scan_cost_s_per_kib=per_kib)
+    fed = ended.fed or scans.fed
+    has_gone_on = fed is not None and now.taken_s - fed.taken_s > FED_SLEEPS_MS[0] / 1000  # another batch, unseen
+    is_elsewhere = has_gone_on or is_scanned_by_another(snapshot, state)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
     return replace(
         state,
         backlog=replace(state.backlog, scanned_once=add(stays, ended.scanning)),
         scans=Scans(
-            cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
+            cursor_full_scans=None if is_elsewhere else snapshot.ksm.full_scans,
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,
@@ -344,7 +347,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
             visited=visited,
             is_check=scans.is_check,
             changed=scans.changed,
-            fed=ended.fed or scans.fed,
+            fed=fed,
         ),
         learned=learned,
     )
