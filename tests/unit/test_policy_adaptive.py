@@ -312,6 +312,15 @@ def test_2_what_was_unmerged_is_new_again(
     assert state.backlog.new_kib == new_kib
 
 
+def test_2_what_is_scanned_is_not_new_again_while_ksmd_is_on_its_way_to_its_first_page() -> None:
+    """After the last guest has stopped and been forgotten, another one starts."""
+    waiting = having_scanned(backlog=Backlog(new={"a/1": GIB}))
+    seen = [snap(at_s, ONE, full_scans=5, pages_unshared=0) for at_s in (1, 1.3)]
+    _, state = decide_all(ALWAYS, *seen, state=waiting, triggers=RETUNE)
+    assert state.scans.current is not None
+    assert (state.scans.current.scanning_kib, state.backlog.new_kib) == (GIB, 0)
+
+
 @pytest.mark.parametrize(
     ("backlog", "text"),
     [

@@ -65,8 +65,11 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     for one in here:
         if not 0 <= now_s - one.at_s < settle_s:
             new_kib[one.key] = new_kib.get(one.key, 0) + one.kib
+    current = state.scans.current
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
-    is_unmerged = _has_begun_anew(snapshot, state.scans) or (was_scanned and known_kib(snapshot) == 0)  # by run=2
+    # By run=2. In a full scan ksmd may be on its way to its first page.
+    is_unmerged = current is None and was_scanned and known_kib(snapshot) == 0
+    is_unmerged = is_unmerged or _has_begun_anew(snapshot, state.scans)
     if is_unmerged:
         new_kib = dict(all_kib)
         for one in settling:
@@ -77,7 +80,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
     unmerged_kib = max(unmerged_kib - sum(one.kib for one in before.settling if one.key in unmergeable), 0)
-    current = state.scans.current
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
     waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
