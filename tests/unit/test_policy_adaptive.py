@@ -577,15 +577,37 @@ def test_4_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_tha
 
     Within that a is taken to have merged as expected.
     """
-    learned = Learned(ratios={"a/1": Ratio(0.25, GIB)})
-    before = having_scanned(BOTH, once_kib=GIB, scans=scans(pair_left=1), learned=learned, unmapped_kib=GIB // 2)
-    kernel = {"pages_sharing": GIB // 4, "ksm_zero_pages": GIB // 8}
-    began = begin_full_scan(snap(1, BOTH, full_scans=5, **kernel), before)
-    guests = ONE if stops == "b" else BOTH
-    running = snap(2, guests, full_scans=5, **{**kernel, **left})
-    ended = snap(3, guests, full_scans=6, **{**kernel, **left})
-    _, state = decide_all(ALWAYS, running, ended, state=began)
-    assert state.learned.merged_kib == merged_kib
+    kernel: dict[str, float] = {"pages_sharing": GIB // 4, "ksm_zero_pages": GIB // 8}
+    assert merged_while(stops, kernel, {**kernel, **left}) == merged_kib
+
+
+def merged_while(goes: str, had: Mapping[str, float], left: Mapping[str, float], *, can_merge: bool = True) -> int:
+    """What a, of which a quarter is expected to merge, has merged in a full scan in which another guest stops.
+
+    Or that cannot merge any more.
+    """
+    learned, unmapped_kib = Learned(ratios={"a/1": Ratio(0.25, GIB)}), 4 * int(had.get("ksm_zero_pages", 0))
+    before = having_scanned(
+        BOTH, once_kib=GIB, scans=scans(pair_left=1), learned=learned, unmapped_kib=unmapped_kib, cow_ksm=0
+    )
+    began = begin_full_scan(snap(1, BOTH, full_scans=5, **had), before)
+    guests = {name: kib for name, kib in BOTH.items() if name != goes}
+    unmerged = () if can_merge else (replace(snap(0, BOTH).guests[1], can_merge=False),)
+    seen = [snap(at_s, guests, full_scans=full_scans, **left) for at_s, full_scans in ((2, 5), (3, 6))]
+    seen = [replace(one, guests=one.guests + unmerged) for one in seen]
+    return decide_all(ALWAYS, *seen, state=began)[1].learned.merged_kib
+
+
+def test_4_what_is_unmerged_of_a_guest_in_a_full_scan_does_not_teach_that_others_do_not_merge() -> None:
+    """Its pages leave pages_sharing, and are COW breaks, too."""
+    had, left = {"pages_sharing": GIB // 4, "cow_ksm": 0}, {"pages_sharing": GIB // 32, "cow_ksm": GIB // 4}
+    assert merged_while("b", had, left, can_merge=False) == GIB // 8
+
+
+def test_4_where_nothing_had_merged_a_guest_that_stops_takes_nothing_along() -> None:
+    nothing: dict[str, float] = {"pages_sharing": 0, "ksm_zero_pages": 0}
+    assert merged_while("b", nothing, nothing) == 0
+    assert merged_while("b", nothing, {**nothing, "pages_sharing": GIB // 32}) == GIB // 8
 
 
 def test_4_a_full_scan_in_which_all_was_unmerged_teaches_nothing_and_all_of_it_is_new() -> None:

@@ -304,12 +304,13 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
     cost_s = (max(now.taken_s - began.taken_s, 0.0) * share if used_s is None else used_s) / ended.times
-    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
-    net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
+    had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
+    net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
     pair = add(scans.changed, once if is_second else ended.scanning)
     expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
-    net_kib = min(max(net_kib, expected_kib), net_kib + ended.gone_kib)  # what has gone, nobody tells: as expected
+    # What of it has gone nobody tells: within that, it has merged as expected.
+    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.gone_kib, had_kib))
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
