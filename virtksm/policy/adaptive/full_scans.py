@@ -320,8 +320,8 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
         goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
         more_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
-        share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        goes_on = more_kib * NEGLIGIBLE > memory_kib * share
+        cost_share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
+        goes_on = more_kib * NEGLIGIBLE > memory_kib * cost_share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if is_second and not goes_on and once_kib:
