@@ -600,7 +600,19 @@ def series(guests: int, every_s: float) -> list[str]:
 def test_5_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
     """And a guest that starts alone is covered some seconds later."""
     assert "full_scan" not in series(4, 4.0)
+    assert "full_scan" not in series(10, 4.0)
     assert "full_scan" in series(1, 16.0)
+
+
+@pytest.mark.parametrize("every_s", [14, 16])
+def test_5_starts_that_never_end_keep_no_memory_from_merging(every_s: int) -> None:
+    """Of 20 guests the oldest stops when one starts; starts 16 s apart are no series."""
+    state, rules = having_scanned({f"g{number}": GIB for number in range(20)}), set[str]()
+    for at_s in range(2, 200, 2):
+        running = {f"g{at_s // every_s + number}": GIB for number in range(20)}
+        decision, state = decide_all(ALWAYS, snap(at_s, running, full_scans=5), state=state)
+        rules.add(decision.reason.rule)
+    assert "full_scan" in rules
 
 
 def test_5_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have_not_just_started() -> None:

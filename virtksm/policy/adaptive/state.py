@@ -117,6 +117,8 @@ class Arrivals(NamedTuple):
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
     """The longest interval between two starts of the present series."""
+    series_since_s: float = 0.0
+    """When its first guest started."""
 
 
 class Scans(NamedTuple):
