@@ -1058,6 +1058,19 @@ def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_last_if_
     assert 300 < blind_s < seconds_to_check_scan(0.0, state) < LATEST_S
 
 
+def test_5_a_guest_that_always_rewrites_all_it_has_puts_off_no_check_scan_for_others_once_it_has_taught() -> None:
+    """A check scan that comes while most of its gain is still changing comes too early, and waits ten times as long."""
+    changed = {CHANGED + "a/1": float(GIB), UNSEEN: GIB / 4}
+    for learned_share, order in ((0.2, 1), (MIN_SHARE, -1)):
+        learned = Learned(full_scan_cost_s_per_kib=1e-6, ratios={CHANGED + "a/1": Ratio(learned_share, GIB)})
+        state = having_scanned({"a": GIB, "b": 15 * GIB}, learned=learned, backlog=Backlog(changed=changed))
+        waits_s = [
+            seconds_to_wait(seen, state, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0
+            for seen in (dirtied(0, kib_per_s, {"a": GIB, "b": 15 * GIB}) for kib_per_s in (1024.0, 20 * 1024.0))
+        ]
+        assert waits_s == sorted(waits_s)[::order]
+
+
 def test_5_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
     """So the thresholds are true: the policy is asked for them in one step."""
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-5))

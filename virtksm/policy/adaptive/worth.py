@@ -43,7 +43,7 @@ MAX_IMAGES = 32
 CHECK_COST = 3.0
 """A check scan's cost, in full scans (chosen)."""
 CHANGING_S = 300.0
-"""No check scan begins while what has changed would double so soon (chosen)."""
+"""No check scan begins while what it is expected to gain would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
 """A check scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
@@ -74,10 +74,8 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     price *= 1 + PRESSING * need.pressure
     worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
-        known = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
-        is_early = shares.gain_kib(known) * CHANGING_S > shares.gain_kib(
-            {key: backlog.changed.get(key, 0.0) for key in known}
-        )
+        told_kib_per_s = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
+        is_early = shares.gain_kib(told_kib_per_s) * CHANGING_S > changed_gain_kib
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
         worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
