@@ -130,9 +130,11 @@ class AdaptivePolicy:
             return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None or not is_due(state, total_kib(snapshot, state)):
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
-        ratio, source = expect_of_backlog(expect(snapshot, state), state.backlog)
-        text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s: "
-        text += f"{100 * ratio:.0f} % should merge, {source}"
+        backlog = state.backlog
+        text = f"{backlog_text(backlog)}, next full scan in {wait_s:.0f} s"
+        if backlog.due_kib > backlog.exited_kib:
+            ratio, source = expect_of_backlog(expect(snapshot, state), backlog)
+            text += f": {100 * ratio:.0f} % should merge, {source}"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(

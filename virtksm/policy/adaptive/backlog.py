@@ -82,7 +82,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         current = replace(current, scanning=_within(current.scanning, all_kib))
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
-    waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
+    waiting_kib = before.new_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = _note_arrivals(state, now_s, waited_s, appeared, all_kib)
     is_second = current is not None and state.scans.pair_left <= 1  # what that has merged and lost it does not count
     was_too_soon = is_too_soon(state, now_s) and not is_second
@@ -105,6 +105,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
+            exited_kib_s=min(before.exited_kib_s + before.exited_kib * waited_s, MAX),
             changed=changed,
             changed_kib_s=min(changed_kib_s, MAX),
         ),

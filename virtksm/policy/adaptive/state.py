@@ -75,7 +75,9 @@ class Backlog(NamedTuple):
     """By worth.py's keys: changed memory counts once a full scan for it has begun."""
     exited_kib: int = 0
     waited_kib_s: float = 0.0
-    """KiB times seconds that new, scanned once and exited memory has waited since the last full scan began."""
+    """KiB times seconds that new and scanned once memory has waited since the last full scan began."""
+    exited_kib_s: float = 0.0
+    """The same of exited memory."""
     changed: Mapping[str, float] = EMPTY
     """KiB that have changed in place since the last pair of full scans began, by estimate, by changes.py's keys."""
     changed_kib_s: float = 0.0

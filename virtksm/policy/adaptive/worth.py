@@ -34,6 +34,8 @@ FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least expected of a backlog, so that it is scanned and learned from (chosen)."""
+BOOKKEEPING_BYTES = 64
+"""KSM's bookkeeping of a page, which a full scan frees once its process has ended (kernel: struct ksm_rmap_item)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -45,7 +47,7 @@ CHECK_COST = 3.0
 CHANGING_S = 300.0
 """No check scan begins while what it is expected to gain would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
+"""A full scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -68,6 +70,9 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     ratio, _ = expect_of_backlog(shares, backlog)
     changed_gain_kib = shares.gain_kib(backlog.changed)
     more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
+    kept_ratio = BOOKKEEPING_BYTES / 1024 / snapshot.ksm.page_kib
+    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * kept_ratio
+    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * kept_ratio
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
@@ -78,22 +83,22 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
         is_early = shares.gain_kib(told_kib_per_s) * CHANGING_S > changed_gain_kib
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
-        worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
+        worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * due_gain_kib)
     changed_gain_kib_s = backlog.changed_kib_s * changed_gain_kib / (backlog.changed_kib or 1.0)
-    left_kib_s = max(worth_kib_s - backlog.waited_kib_s * ratio - changed_gain_kib_s, 0.0)
+    left_kib_s = max(worth_kib_s - waited_gain_kib_s - changed_gain_kib_s, 0.0)
 
-    gain_kib = backlog.due_kib * ratio + changed_gain_kib
+    gain_kib = due_gain_kib + changed_gain_kib
     # gain_kib * t + more_gain_kib_per_s * t**2 / 2 = left_kib_s
     root = sqrt(gain_kib**2 + 2 * more_gain_kib_per_s * left_kib_s)
     wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
         wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
-    if not has_backlog:
-        latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
-        if is_settling(state, memory_kib):  # a check scan would scan it too early
-            return latest_s
-        return min(wait_s, latest_s) if memory_kib else None
-    return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S)) if growth is Growth.COMING else wait_s
+    if growth is Growth.COMING and has_backlog:
+        wait_s = min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S))
+    if is_settling(state, memory_kib) and not has_backlog:  # a check scan would scan it too early
+        wait_s = inf
+    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
+    return min(wait_s, latest_s) if memory_kib else None
 
 
 def _divide(amount: float, per_s: float) -> float:
@@ -167,9 +172,9 @@ def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
-    """Return the share of the backlog that is expected to merge and to last, and what most of it goes by."""
-    parts = {**add(backlog.new, backlog.scanned_once), "": backlog.exited_kib}
-    most = max(parts, key=lambda key: parts[key])
+    """Return the share of the new backlog that is expected to merge and to last, and what most of it goes by."""
+    parts = add(backlog.new, backlog.scanned_once)
+    most = max(parts, key=lambda key: parts[key], default="")
     source = "as is assumed at first"
     if most in shares.learned.ratios:
         source = "as its last backlogs did"
