@@ -627,6 +627,16 @@ def test_5_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have
     assert (state.arrivals.start_s, state.arrivals.interval_s) == (4.0, 0.0)
 
 
+@pytest.mark.parametrize(("at_s", "growth"), [(5001, Growth.COMING), (10, Growth.SETTLED)])
+def test_5_a_series_of_before_a_reboot_is_not_waited_for(at_s: float, growth: Growth) -> None:
+    """The same guests run, with the same ids, and the clock began anew."""
+    series_before = Arrivals(start_s=5000.0, interval_s=10.0, series_since_s=4990.0)
+    waiting = Backlog(new={"b/1": GIB})
+    state = having_scanned(BOTH, taken_s=5000.0, backlog=waiting, arrivals=series_before)
+    _, state = decide_all(ALWAYS, snap(at_s, BOTH), state=state)
+    assert judge_growth(state, 2 * GIB) is growth
+
+
 def test_5_a_little_backlog_beside_much_memory_pays_for_no_full_scan() -> None:
     state = having_scanned({"a": 32 * GIB}, scans=Scans())
     decision, _ = decide_all(ALWAYS, *(snap(at, {"a": 32 * GIB + 1024}) for at in range(0, 9000, 10)), state=state)

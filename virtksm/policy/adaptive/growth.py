@@ -43,11 +43,11 @@ def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
 
     A series' guests are waited for while its memory comes as fast as a burst's, all in all: BURST_S at the most.
     """
-    arrivals, left_s = state.arrivals, 0.0
-    if arrivals.start_s is not None and state.taken_s is not None:
+    arrivals, now_s, left_s = state.arrivals, state.taken_s, 0.0
+    if arrivals.start_s is not None and now_s is not None and arrivals.start_s <= now_s:  # else the clock began anew
         double_s = BURST_S * _unscanned_kib(state) / (memory_kib or 1)
         end_s = min(arrivals.start_s + PATIENCE * arrivals.interval_s, arrivals.series_since_s + double_s)
-        left_s = end_s - state.taken_s
+        left_s = end_s - now_s
     return left_s if arrivals.burst_since_s is None else max(left_s, burst_left_s(state, memory_kib))
 
 
