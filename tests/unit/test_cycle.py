@@ -406,6 +406,14 @@ def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench:
     assert (report.snapshot.taken_s, report.duration_ms) == (bench.clock.now_s, 0)
 
 
+@pytest.mark.parametrize(("told_kib", "kib"), [(1024, 1024), (None, 2048)])
+def test_a_huge_page_is_as_large_as_this_machine_s_kernel_says_else_as_on_x86(
+    bench: Bench, told_kib: int | None, kib: int
+) -> None:
+    bench.local.huge_kib = told_kib
+    assert bench.run().snapshot.ksm.huge_page_kib == kib
+
+
 def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
     bench.local.advisor = lambda: "scan-time"
