@@ -281,6 +281,17 @@ def test_2_one_full_scan_takes_what_has_stopped_out_of_ksm_s_bookkeeping(page_ki
     assert (decision.reason.rule, state.backlog.exited_kib) == ("idle", 0)
 
 
+@pytest.mark.parametrize(("changed_kib", "rule"), [(GIB / 2, "full_scan"), (GIB / 512, "idle")])
+def test_2_where_ksm_is_to_forget_a_guest_what_has_changed_meanwhile_is_scanned_twice(
+    changed_kib: float, rule: str
+) -> None:
+    """Scanned once, it has merged no more than before, and would wait to change anew."""
+    waiting = Backlog(exited_kib=GIB, changed={CHANGED + "a/1": changed_kib})
+    began = begin_full_scan(snap(1, ONE, full_scans=5), having_scanned(ONE, backlog=waiting))
+    decision, _ = decide_all(ALWAYS, snap(2, ONE, full_scans=6), state=began)
+    assert (began.scans.is_check, decision.reason.rule) == (False, rule)
+
+
 @OF_ANY_PAGE_SIZE
 def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(page_kib: int) -> None:
     for guests, cow_ksm, counted, changed_kib in (

@@ -96,9 +96,10 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
-        scanning |= backlog.changed if scans.is_check else {}
+        is_for_new = (backlog.due_kib - backlog.exited_kib) * NEGLIGIBLE > memory_kib
+        scanning |= {} if is_for_new else backlog.changed
         changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
-        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
+        scans = replace(scans, changed=changed if is_for_new else EMPTY)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2), scanning=scanning, began=read_meter(snapshot)
