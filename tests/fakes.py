@@ -203,6 +203,7 @@ class FakeFacts:
     readings: Mapping[str, MergedReading] = field(default_factory=dict)
     """What is merged, by guests' UUID."""
     counters: Mapping[str, int | None] = field(default_factory=dict)
+    huge_kib: int | None = 2048
     profit_bytes: int | None = 0
     other_processes: tuple[OtherProcess, ...] = ()
     other_processes_kib: int = 0
@@ -260,6 +261,9 @@ class FakeFacts:
 
     def page_kib(self) -> int:
         return 4
+
+    def huge_page_kib(self) -> int | None:
+        return self.huge_kib
 
     def advisor_mode(self) -> str | None:
         return self.advisor()

@@ -277,5 +277,8 @@ class SimFacts:
     def page_kib(self) -> int:
         return self._host.page_kib
 
+    def huge_page_kib(self) -> int | None:
+        return None  # it has none
+
     def advisor_mode(self) -> str | None:
         return None if "advisor_mode" in self._host.hidden else "none"

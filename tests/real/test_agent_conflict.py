@@ -55,6 +55,7 @@ def test_with_the_kernels_advisor_on_it_says_so_once_and_works_again_when_it_is_
     assert "advisor_mode" in refused["remedy"]
     assert [agent.step()["outcome"] for _ in range(3)] == ["held"] * 3
     assert len(agent.lines("settings_refused")) == 1, "nothing is tried again while the advisor is on"
+    assert ksm.read("sleep_millisecs") == 20, "given back: the advisor scans at it"
     ksm.write(advisor_mode="none")
     line = agent.step()
     assert line["outcome"] == "applied"

@@ -406,6 +406,14 @@ def test_a_snapshots_time_and_a_passs_duration_begin_when_the_lock_is_had(bench:
     assert (report.snapshot.taken_s, report.duration_ms) == (bench.clock.now_s, 0)
 
 
+@pytest.mark.parametrize(("told_kib", "kib"), [(1024, 1024), (None, 2048)])
+def test_a_huge_page_is_as_large_as_this_machine_s_kernel_says_else_as_on_x86(
+    bench: Bench, told_kib: int | None, kib: int
+) -> None:
+    bench.local.huge_kib = told_kib
+    assert bench.run().snapshot.ksm.huge_page_kib == kib
+
+
 def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(bench: Bench) -> None:
     bench.hypervisor.advisor_on = True
     bench.local.advisor = lambda: "scan-time"
@@ -432,6 +440,30 @@ def test_the_advisor_moving_pages_to_scan_is_not_another_writer_and_no_baseline_
     bench.hypervisor.advisor_on = False
     bench.cycle.restore()
     assert bench.pages == 12345
+
+
+def test_under_the_kernel_s_advisor_the_sleep_is_given_back_at_once_and_is_the_administrator_s(bench: Bench) -> None:
+    """The kernel refuses pages_to_scan then, and at the sleep of a fed ksmd the advisor would scan a batch a minute."""
+    bench.local.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
+    bench.policy.target = Settings(pages_to_scan=400, sleep_millisecs=60_000)
+    bench.run()
+    bench.pages, bench.hypervisor.advisor_on = 500, True
+    report = bench.run()
+    assert report.after == Settings(pages_to_scan=500, sleep_millisecs=20, merge_across_nodes=1)
+    assert [(error.parameter, error.cause) for error in report.refusals] == [("pages_to_scan", Cause.ADVISOR_ON)]
+    for sleep_millisecs in (20, 50):
+        bench.hypervisor.values["sleep_millisecs"] = sleep_millisecs
+        report = bench.run()
+        assert (report.foreign, report.outcome, report.after.sleep_millisecs) == ((), Outcome.HELD, sleep_millisecs)
+    bench.pages, bench.hypervisor.advisor_on = 400, False  # by chance
+    assert bench.run().after.sleep_millisecs == 60_000
+    assert bench.restored() == {**FOUND, "sleep_millisecs": 50}
+
+
+def test_where_the_advisor_has_chosen_as_we_would_the_sleep_is_left_alone(bench: Bench) -> None:
+    bench.local.advisor = lambda: "scan-time"
+    bench.pages, bench.hypervisor.advisor_on = 400, True
+    assert (bench.run().outcome, bench.hypervisor.calls) == (Outcome.UNCHANGED, [])
 
 
 def test_the_policys_past_is_kept_from_process_to_process_unless_it_is_of_another_version(bench: Bench) -> None:

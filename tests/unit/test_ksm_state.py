@@ -27,11 +27,6 @@ def test_it_says_how_much_memory_is_missing() -> None:
     assert [SOME.missing_kib(available_kib) for available_kib in (0, 419, 420, 10_000)] == [420, 1, 0, 0]
 
 
-@pytest.mark.parametrize(("page_kib", "huge_mib"), [(4, 2), (16, 32), (64, 512)])
-def test_a_huge_page_is_what_one_page_table_maps(page_kib: int, huge_mib: int) -> None:
-    assert replace(SOME, page_kib=page_kib).huge_page_kib == huge_mib * 1024
-
-
 @pytest.mark.parametrize("name", ["pages_shared", "pages_sharing"])
 def test_what_is_not_offered_is_none_and_never_nothing(name: str) -> None:
     ksm = replace(SOME, **{name: None})

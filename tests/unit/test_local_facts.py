@@ -44,6 +44,14 @@ def test_what_the_kernel_offers_is_told_and_what_it_lacks_is_none(tmp_path: Path
     assert facts.ksm_counter("run") is None
 
 
+def test_how_large_a_huge_page_is_the_kernel_tells_and_no_page_s_size(tmp_path: Path) -> None:
+    """With pages of 64 KiB they are of 2 MiB on ppc64le, of 512 MiB on arm64; with 4 KiB of 1 MiB on s390x."""
+    facts = ProcFacts(FakeClock(), sys_thp=str(tmp_path))
+    assert facts.huge_page_kib() is None
+    (tmp_path / "hpage_pmd_size").write_text("1048576\n", encoding="ascii")
+    assert facts.huge_page_kib() == 1024
+
+
 @pytest.mark.parametrize(
     ("balancing", "release", "hides"),
     [

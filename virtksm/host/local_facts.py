@@ -65,8 +65,8 @@ def boottime_s() -> float:
 class ProcFacts:
     """LocalFacts from psutil and sysfs.
 
-    `sys_ksm` is the folder of KSM's files, `sys_cgroup` that of control groups, `sys_node` that of NUMA nodes,
-    `qemu_home` libvirt's for QEMU.
+    `sys_ksm` is the folder of KSM's files, `sys_thp` that of transparent huge pages, `sys_cgroup` that of control
+    groups, `sys_node` that of NUMA nodes, `qemu_home` libvirt's for QEMU.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class ProcFacts:
         clock: Clock = boottime_s,
         *,
         sys_ksm: str = "/sys/kernel/mm/ksm",
+        sys_thp: str = "/sys/kernel/mm/transparent_hugepage",
         sys_cgroup: str = SYS_CGROUP,
         sys_node: str = SYS_NODE,
         qemu_home: str = QEMU_HOME,
@@ -82,6 +83,7 @@ class ProcFacts:
     ) -> None:
         self._clock = clock
         self._sys_ksm = sys_ksm
+        self._sys_thp = sys_thp
         self._sys_node = sys_node
         self._reads = LimitedReads(limit_s, wait)
         self._search = GuestSearch(clock, self._reads, qemu_home=qemu_home)
@@ -89,6 +91,7 @@ class ProcFacts:
         self._pool_kib: dict[tuple[str, int | None], int | None] = {}
         self._other_processes_reads = LimitedReads(limit_s, wait)  # apart: strangers use up these limits
         self._other_processes_reader: OtherProcessesReader | None = None
+        self._huge_page_kib: int | None = None
         self._ksmd: Process | None = None
         self._ksmd_sought_s: float | None = None
 
@@ -236,6 +239,12 @@ class ProcFacts:
 
     def page_kib(self) -> int:
         return os.sysconf("SC_PAGE_SIZE") // 1024
+
+    def huge_page_kib(self) -> int | None:
+        if self._huge_page_kib is None:
+            size = parse_counter(read_small(f"{self._sys_thp}/hpage_pmd_size") or "")
+            self._huge_page_kib = None if size is None else size // 1024
+        return self._huge_page_kib
 
     def advisor_mode(self) -> str | None:
         text = read_small(f"{self._sys_ksm}/advisor_mode")

@@ -74,14 +74,14 @@ VM_COUNTERS = ("cow_ksm", "thp_fault_alloc", "thp_split_page", "thp_underused_sp
 class KsmState(NamedTuple):
     """KSM's settings and counters; pages are the host's page size.
 
-    Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm,
-    and `ksmd_cpu_seconds`, `cow_ksm` and `thp_...` from /proc. `page_kib` is this machine's page size where
-    local, else 4, as on x86: libvirt does not tell it. `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what
-    smart_scan left out (6.7), `ksm_zero_pages` pages merged into the zero page (6.6), `cow_ksm` COW breaks since boot
-    (5.19), `thp_fault_alloc` huge pages that appeared whole, `thp_split_page` those that were split, as ksmd does to
-    merge a part of one (4.5), `thp_underused_split_page` those that reclaim split for their zero pages (6.12). The
-    other counters change only when ksmd next scans the page, so COW breaks and exited guests show late. With
-    `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
+    Source: virNodeGetMemoryParameters; from `run` on, where local, the files of that name in /sys/kernel/mm/ksm, and
+    `ksmd_cpu_seconds`, `cow_ksm` and `thp_...` from /proc. `page_kib` and `huge_page_kib` are the sizes of this
+    machine's pages and transparent huge pages (hpage_pmd_size) where local, else as on x86: libvirt does not tell them.
+    `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what smart_scan left out (6.7), `ksm_zero_pages` pages
+    merged into the zero page (6.6), `cow_ksm` COW breaks since boot (5.19), `thp_fault_alloc` huge pages that appeared
+    whole, `thp_split_page` those that were split, as ksmd does to merge a part of one (4.5), `thp_underused_split_page`
+    those that reclaim split for their zero pages (6.12). The other counters change only when ksmd next scans the page,
+    so COW breaks and exited guests show late. With `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
 
     `freed_kib` is what huge pages gave back when they were split, by estimate (tuning/freed.py).
 
@@ -106,6 +106,7 @@ class KsmState(NamedTuple):
     thp_split_page: int | None = None
     thp_underused_split_page: int | None = None
     page_kib: int = 4
+    huge_page_kib: int = 2048
     freed_kib: int | None = None
     redhat_only_zero_pages: int | None = None
 
@@ -126,11 +127,6 @@ class KsmState(NamedTuple):
 
     def kib(self, pages: int) -> int:
         return pages * self.page_kib
-
-    @property
-    def huge_page_kib(self) -> int:
-        """A transparent huge page: as many pages as one page holds entries, of 8 bytes each, of a page table."""
-        return self.kib(self.page_kib * 1024 // 8)
 
     @property
     def merging_pages(self) -> int | None:

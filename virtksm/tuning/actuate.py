@@ -1,8 +1,9 @@
 """Actuating: turns a target into the fewest libvirt calls, makes them, and reads back what the kernel took.
 
 Only what differs is written, and only what the kernel offers. pages_to_scan goes before sleep_millisecs in one call (a
-changed sleep wakes ksmd); merge_across_nodes has a call of its own, since the kernel may refuse it alone. This is the
-one place that writes KSM settings, and libvirt is its only way.
+changed sleep wakes ksmd); merge_across_nodes has a call of its own, since the kernel may refuse it alone, and so has
+sleep_millisecs under the kernel's advisor, which refuses pages_to_scan. This is the one place that writes KSM settings,
+and libvirt is its only way.
 
 libvirt reports every refusal as "failed to set shm_...: Operation not permitted", so the cause is inferred from the
 other facts, the most certain first. A refused write is not repeated while its cause lasts, except once in RETRY_AFTER_S
@@ -26,14 +27,15 @@ UNMERGED = 2
 """KSM's `run` once all has been unmerged."""
 
 
-def plan(found: Settings, target: Settings) -> tuple[Call, ...]:
+def plan(found: Settings, target: Settings, *, is_advised: bool = False) -> tuple[Call, ...]:
     """Return the calls that lead from `found` to `target`, in order; none when nothing differs.
 
     A parameter that was found as None is left out: it has no baseline, so it could never be given back.
     """
     changed = {name: value for name, value in target.items() if getattr(found, name) not in (None, value)}
-    alone = {name: changed.pop(name) for name in ("merge_across_nodes",) if name in changed}
-    return tuple(call for call in (changed, alone) if call)
+    refused = ("pages_to_scan", "merge_across_nodes") if is_advised else ("merge_across_nodes",)
+    alone = [{name: changed.pop(name)} for name in refused if name in changed]
+    return tuple(call for call in (changed, *alone) if call)
 
 
 def unoffered(found: Settings, target: Settings) -> tuple[SettingsRefused, ...]:

@@ -21,7 +21,17 @@ from virtksm.policy.off import RESUMED, decide_off
 from virtksm.tuning.actuate import Call, Refused, apply, plan, still_refused, unoffered
 from virtksm.tuning.conflict import ConflictState, ConflictVerdict, Mode, judge
 from virtksm.tuning.freed import Freed, count_freed
-from virtksm.tuning.ownership import HostState, Ownership, adopt, claim, confirm, distrust, intend, restoration
+from virtksm.tuning.ownership import (
+    HostState,
+    Ownership,
+    adopt,
+    claim,
+    confirm,
+    distrust,
+    intend,
+    restoration,
+    yield_sleep,
+)
 from virtksm.tuning.ports import Clock, Hypervisor, LocalFacts, StateStore, Switch
 from virtksm.tuning.sense import GuestNotes, sense, sense_settings, with_bound, with_estimates
 from virtksm.values import replace
@@ -86,9 +96,9 @@ class Cycle(NamedTuple, Generic[State]):
             if self.local is not None and not self.tenure.files_agree:
                 self.tenure.files_agree = sense_settings(self.local) == snapshot.ksm.settings
             decision, asked, left, state_before, find_thresholds = self._decide(state, snapshot, triggers, off)
-            owned, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
-            before = snapshot.ksm.settings
-            wanted = plan(before, decision.target) if verdict.may_write else ()
+            owned, target, verdict, conflict = self._judge(state, snapshot, decision.target, triggers)
+            before, is_advised = snapshot.ksm.settings, snapshot.ksm.advisor_is_on
+            wanted = plan(before, target, is_advised=is_advised) if verdict.may_write else ()
             calls = tuple(call for call in wanted if not self._is_held(call, snapshot.ksm, triggers))
             lacking = () if self.policy.only_observes else unoffered(before, decision.target)
             after = before
@@ -101,7 +111,7 @@ class Cycle(NamedTuple, Generic[State]):
                 if calls or snapshot is self.tenure.sensed or saved is None or saved.ownership != intended:
                     self._save(next_state)
                 self.tenure.state = next_state
-                after, refused = self._write(next_state, decision.target, before, calls, may_confirm=verdict.may_write)
+                after, refused = self._write(next_state, target, before, calls, may_confirm=verdict.may_write)
                 self._remember(conflict, tried, refused)
                 self.tenure.lacking = frozenset(error.parameter for error in lacking)
                 refusals += refused
@@ -251,15 +261,18 @@ class Cycle(NamedTuple, Generic[State]):
 
     def _judge(
         self, state: HostState, snapshot: Snapshot, target: Settings, triggers: Triggers
-    ) -> tuple[dict[str, Ownership], ConflictVerdict, ConflictState]:
+    ) -> tuple[dict[str, Ownership], Settings, ConflictVerdict, ConflictState]:
         if self.policy.only_observes:
-            return dict(state.ownership), ConflictVerdict(may_write=False), self.tenure.conflict
+            return dict(state.ownership), target, ConflictVerdict(may_write=False), self.tenure.conflict
+        saved, found = state.ownership, snapshot.ksm.settings
+        if snapshot.ksm.advisor_is_on:
+            saved, target = yield_sleep(saved, found, target)
         managed = [name for name, _ in target.items()]
-        owned, foreign = claim(state.ownership, snapshot.ksm.settings, managed, tenure_begins=not self.tenure.has_begun)
+        owned, foreign = claim(saved, found, managed, tenure_begins=not self.tenure.has_begun)
         if snapshot.ksm.advisor_is_on:  # it moves pages_to_scan by itself: a refusal, not another writer
             foreign = tuple(value for value in foreign if value.parameter != "pages_to_scan")
         verdict, conflict = judge(self.tenure.conflict, foreign, triggers, snapshot.taken_s, self.on_conflict)
-        return owned, verdict, conflict
+        return owned, target, verdict, conflict
 
     def _is_held(self, call: Call, ksm: KsmState, triggers: Triggers) -> bool:
         return any(

@@ -8,7 +8,9 @@ Rules, each parameter judged alone:
 4. Any other value found later was put there by another writer: foreign. The baseline stays.
 5. Restoring writes the baseline over values that are still ours, and leaves the others.
 6. Values that another tuner left behind belong to no writer: they are taken for ours, over a baseline that is given.
-7. A baseline that another user may have planted counts only within plausible bounds; else the kernel's own value is
+7. Under the kernel's advisor sleep_millisecs is given back at once and is the administrator's: ksmd scans as the
+   advisor says, and at our sleep it would next to never.
+8. A baseline that another user may have planted counts only within plausible bounds; else the kernel's own value is
    given back.
 
 Baseline and intention are saved before the first write, so after a crash at any point rule 1 still finds the owner of a
@@ -87,10 +89,20 @@ def adopt(saved: Mapping[str, Ownership], found: Settings, baseline: Settings) -
 
 
 def distrust(saved: Mapping[str, Ownership]) -> tuple[dict[str, Ownership], tuple[str, ...]]:
-    """Put the kernel's defaults in place of implausible baselines (rule 7); return the parameters, too."""
+    """Put the kernel's defaults in place of implausible baselines (rule 8); return the parameters, too."""
     doubted = tuple(name for name, entry in saved.items() if entry.baseline not in PLAUSIBLE[name])
     defaults = dict(KERNEL_DEFAULTS.items())
     return {**saved, **{name: replace(saved[name], baseline=defaults[name]) for name in doubted}}, doubted
+
+
+def yield_sleep(
+    saved: Mapping[str, Ownership], found: Settings, target: Settings
+) -> tuple[Mapping[str, Ownership], Settings]:
+    """Return ownership and target under the kernel's advisor (rule 7): ours is given back, any other forgotten."""
+    baseline = restoration(saved, found).sleep_millisecs
+    if baseline is None:
+        saved = {name: entry for name, entry in saved.items() if name != "sleep_millisecs"}
+    return saved, replace(target, sleep_millisecs=baseline)
 
 
 def intend(owned: Mapping[str, Ownership], values: Mapping[str, int]) -> dict[str, Ownership]:

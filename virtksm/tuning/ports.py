@@ -91,6 +91,9 @@ class LocalFacts(Protocol):
     def page_kib(self) -> int:
         """Return the size of a page of memory."""
 
+    def huge_page_kib(self) -> int | None:
+        """Return the size of a transparent huge page; None where the kernel has none."""
+
     def advisor_mode(self) -> str | None:
         """Return the chosen word of /sys/kernel/mm/ksm/advisor_mode; None before Linux 6.8."""
 

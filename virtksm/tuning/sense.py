@@ -187,5 +187,11 @@ def _with_local_facts(ksm: KsmState, local: LocalFacts) -> KsmState:
     """Add the facts that libvirt does not report."""
     counters = {name: local.ksm_counter(name) for name in LOCAL_COUNTERS}
     counters |= dict(zip(VM_COUNTERS, local.vm_counters(*VM_COUNTERS), strict=True))
-    cpu_seconds, advisor, page_kib = local.ksmd_cpu_seconds(), local.advisor_mode(), local.page_kib()
-    return replace(ksm, **counters, advisor_mode=advisor, ksmd_cpu_seconds=cpu_seconds, page_kib=page_kib)
+    return replace(
+        ksm,
+        **counters,
+        advisor_mode=local.advisor_mode(),
+        ksmd_cpu_seconds=local.ksmd_cpu_seconds(),
+        page_kib=local.page_kib(),
+        huge_page_kib=local.huge_page_kib() or ksm.huge_page_kib,
+    )

@@ -16,7 +16,7 @@ in docs/policies.md; each rule's code is in the module named:
 6. One more follows a pair by the same measure: what was skipped by smart_scan, or is left of a split huge page, has met
    no twins yet (`full_scans`).
 7. Feeding: ksmd gets batch by batch, within the CPU budget; without passes it does one a minute. A full scan without
-   progress is given up, and its backlog stays, unless no memory may merge at all (`full_scans`).
+   progress is given up, and its backlog stays, unless it is known that no memory may merge at all (`full_scans`).
 8. Rewriters: a guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
    (`rewriters`).
 """
@@ -106,7 +106,8 @@ class AdaptivePolicy:
         if current is not None:
             if not has_ended(snapshot, current):
                 return self._scan(snapshot, state, current, need)
-            state = end_full_scan(snapshot, state, current)
+            share = cpu_share(snapshot, self.params, need.pressure)
+            state = end_full_scan(snapshot, state, current, share)
         elif is_scanned_by_another(snapshot, state):
             state = replace(state, scans=replace(state.scans, cursor_full_scans=None))
         return self._between_full_scans(snapshot, state, need, triggers)
@@ -130,16 +131,19 @@ class AdaptivePolicy:
             return self._scan(snapshot, state, state.scans.current, need)
         if wait_s is None or not is_due(state, total_kib(snapshot, state)):
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
-        ratio, source = expect_of_backlog(expect(snapshot, state), state.backlog)
-        text = f"{backlog_text(state.backlog)}, next full scan in {wait_s:.0f} s: "
-        text += f"{100 * ratio:.0f} % should merge, {source}"
+        backlog = state.backlog
+        text = f"{backlog_text(backlog)}, next full scan in {wait_s:.0f} s"
+        if backlog.due_kib > backlog.exited_kib:
+            ratio, source = expect_of_backlog(expect(snapshot, state), backlog)
+            text += f": {100 * ratio:.0f} % should merge, {source}"
         return self._idle(snapshot, state, need, "wait", text, wait_s)
 
     def _scan(
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
         empty_s = seconds_until_empty(snapshot, current)
-        if empty_s is not None and empty_s <= 0:
+        is_empty, may_be_off = empty_s is not None and empty_s <= 0, snapshot.ksm.run is None
+        if is_empty and (state.scans.is_check or not may_be_off):
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         share = cpu_share(snapshot, self.params, need.pressure)
@@ -150,6 +154,9 @@ class AdaptivePolicy:
         rule = "check_scan" if state.scans.is_check else "full_scan"
         memory = format_kib(total_kib(snapshot, state))
         text = f"{rule.replace('_', ' ')} of {memory}: {progress(snapshot, state, current)}"
+        if is_empty:
+            text += "; KSM knows of no page that may merge, or is off"
+            next_pass_s = WATCH_S[snapshot.source]
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
 
     def _idle(

@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.changes import (
     total_kib,
 )
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned
+from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned, Scans
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -56,6 +56,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     all_kib = {**kept_kib, **guests_kib}
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
     stopped_kib = sum(kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable)
+    guests_stopped_kib = stopped_kib
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
         stopped_kib += max(-grown_kib.get(OTHER_PROCESSES, 0), 0)
 
@@ -65,8 +66,11 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     for one in here:
         if not 0 <= now_s - one.at_s < settle_s:
             new_kib[one.key] = new_kib.get(one.key, 0) + one.kib
+    current = state.scans.current
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
-    is_unmerged = was_scanned and known_kib(snapshot) == 0  # by run=2
+    # By run=2. In a full scan ksmd may be on its way to its first page.
+    is_unmerged = current is None and was_scanned and known_kib(snapshot) == 0
+    is_unmerged = is_unmerged or _has_begun_anew(snapshot, state.scans)
     if is_unmerged:
         new_kib = dict(all_kib)
         for one in settling:
@@ -77,21 +81,19 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
     unmerged_kib = max(unmerged_kib - sum(one.kib for one in before.settling if one.key in unmergeable), 0)
-    current = state.scans.current
-    if current is not None:
-        current = replace(current, scanning=_within(current.scanning, all_kib))
 
     waited_s = 0.0 if state.taken_s is None else max(now_s - state.taken_s, 0.0)
-    waiting_kib = before.new_kib + before.exited_kib + (before.scanned_once_kib if current is None else 0)
+    waiting_kib = before.new_kib + (before.scanned_once_kib if current is None else 0)
     arrivals = _note_arrivals(state, now_s, waited_s, appeared, all_kib)
     is_second = current is not None and state.scans.pair_left <= 1  # what that has merged and lost it does not count
     was_too_soon = is_too_soon(state, now_s) and not is_second
     state = replace(state, taken_s=now_s, guests_kib=all_kib, given_back_kib=given_back_kib)
-    filled_anew_kib = sum(refilled_kib.values())
+    refilled = {CHANGED + key: kib for key, kib in refilled_kib.items()}
     rewritten = attribute(snapshot, state, waited_s, rewritten_kib)
-    learned = _charge(state.learned, rewritten if was_too_soon else {}, filled_anew_kib * was_too_soon, unmerged_kib)
-    unknown_kib = rewritten.get(REWRITTEN, 0.0) + filled_anew_kib
-    changed = age_changed(snapshot, state, waited_s, unknown_kib, unmerged_kib)
+    too_soon = (rewritten, refilled) if was_too_soon else ({}, {})
+    learned = _charge(state.learned, *too_soon, unmerged_kib)
+    beyond_rates = {**refilled, REWRITTEN: rewritten.get(REWRITTEN, 0.0)}
+    changed = age_changed(snapshot, state, waited_s, beyond_rates, unmerged_kib)
     changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
@@ -105,14 +107,35 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
             waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
+            exited_kib_s=min(before.exited_kib_s + before.exited_kib * waited_s, MAX),
             changed=changed,
             changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=arrivals,
-        scans=replace(state.scans, current=current, changed=_within(state.scans.changed, all_kib)),
+        scans=_age_scans(snapshot, state, guests_stopped_kib, unmerged_kib),
         learned=learned,
     )
     return note_burst(state, total_kib(snapshot, state))
+
+
+def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:
+    """Tell whether ksmd has begun anew: unmerging all, or a boot, has the kernel count full scans from 0 again."""
+    seen = scans.cursor_full_scans if scans.current is None else scans.current.began.full_scans
+    return seen is not None and snapshot.ksm.full_scans is not None and snapshot.ksm.full_scans < seen
+
+
+def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmerged_kib: int) -> Scans:
+    """Return the full scans without what has stopped or was unmerged; none is under way where ksmd has begun anew."""
+    scans, current = state.scans, state.scans.current
+    if _has_begun_anew(snapshot, scans):
+        return Scans(fed=scans.fed if current is None else current.fed or scans.fed)
+    if current is not None:
+        gone_kib = current.gone_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
+        if stopped_kib:
+            gone_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
+        scanning = _within(current.scanning, state.guests_kib)
+        current = replace(current, scanning=scanning, gone_kib=min(gone_kib, MAX_SUM))
+    return replace(scans, current=current, changed=_within(scans.changed, state.guests_kib))
 
 
 def _note_arrivals(
@@ -167,20 +190,22 @@ def _count_given_back(
     given_back, refilled = dict(state.given_back_kib), {}
     for key in known:
         before, grown = given_back.pop(key, 0), grown_kib[key]
-        refilled[key] = min(before, max(grown, 0))
-        if left := before - refilled[key] + int(max(-grown, 0) * share):
+        if again := min(before, max(grown, 0)):
+            refilled[key] = again
+        if left := before - again + int(max(-grown, 0) * share):
             given_back[key] = left
     return {key: kib for key, kib in given_back.items() if key in state.guests_kib}, refilled
 
 
-def _charge(learned: Learned, rewritten: Mapping[str, float], filled_anew_kib: int, unmerged_kib: int) -> Learned:
-    """Count what was written to too soon after it had merged.
+def _charge(
+    learned: Learned, rewritten: Mapping[str, float], refilled: Mapping[str, float], unmerged_kib: int
+) -> Learned:
+    """Count what was written to too soon after it had merged, without what was unmerged since.
 
-    What a guest filled anew may never have merged: it is charged to nothing but what was rewritten before.
+    What a guest filled anew may never have merged: no more of it counts than the last pair scanned of its changes.
     """
-    charged = add(learned.rewritten, rewritten)
-    if filled_anew_kib and REWRITTEN in learned.pair:
-        charged[REWRITTEN] = charged.get(REWRITTEN, 0.0) + filled_anew_kib
+    scanned = {key: min(kib, learned.pair.get(key, 0.0)) for key, kib in refilled.items()}
+    charged = add(add(learned.rewritten, rewritten), scanned)
     left = max(1 - unmerged_kib / (sum(charged.values()) or inf), 0.0)
     return replace(learned, rewritten={key: min(kib * left, MAX_SUM) for key, kib in charged.items()})
 

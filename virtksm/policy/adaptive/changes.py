@@ -20,7 +20,7 @@ CHANGED = "changed "
 UNSEEN = CHANGED + "unseen"
 """The key of changes that nothing tells: in memory of no known process, and those too slow to be measured."""
 REWRITTEN = CHANGED + "rewritten"
-"""The key of merged pages that were written to beyond what was measured, and of what guests filled anew."""
+"""The key of merged pages that were written to beyond what was measured."""
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
@@ -37,18 +37,20 @@ def add(kib: Mapping[str, float], more_kib: Mapping[str, float]) -> dict[str, fl
 
 
 def age_changed(
-    snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float, unmerged_kib: int
+    snapshot: Snapshot, state: AdaptiveState, passed_s: float, more: Mapping[str, float], unmerged_kib: int
 ) -> Mapping[str, float]:
-    """Return what has changed by key, `passed_s` later, with `rewritten_kib` that no process's rate accounts for.
+    """Return what has changed by key, `passed_s` later, with `more` that no process's rate accounts for.
 
     Rates are without new memory. No process changes more than it has that has not merged.
     """
     before, lone = state.backlog.changed, lone_share(snapshot, state)
     changed = {REWRITTEN: max(before.get(REWRITTEN, 0.0) - unmerged_kib, 0.0)}
     for key, (kib_per_s, kib) in changing(snapshot, state).items():
-        changed[key] = min(before.get(key, 0.0) + kib_per_s * passed_s, kib * lone)
+        kib_before = before.get(key, 0.0)
+        aged_kib = max(min(kib_before + kib_per_s * passed_s, kib * lone), kib_before)
+        changed[key] = min(aged_kib + more.get(key, 0.0), kib)
     lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
-    changed[REWRITTEN] = min(changed[REWRITTEN] + rewritten_kib, lone_kib)
+    changed[REWRITTEN] = min(changed[REWRITTEN] + more.get(REWRITTEN, 0.0), lone_kib)
     return changed
 
 

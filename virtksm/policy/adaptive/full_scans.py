@@ -24,6 +24,7 @@ from virtksm.policy.adaptive.worth import (
     is_due,
     is_second_due,
     learn,
+    learn_lost,
 )
 from virtksm.values import EMPTY, replace
 
@@ -97,11 +98,14 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
         scanning |= backlog.changed if scans.is_check else {}
-        changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
-        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
+        is_scanned = backlog.changed_kib * NEGLIGIBLE > memory_kib and not scans.is_check
+        scans = replace(scans, changed=backlog.changed if is_scanned else EMPTY)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
-        ends_at_full_scans=full_scans + (1 if is_whole else 2), scanning=scanning, began=read_meter(snapshot)
+        ends_at_full_scans=full_scans + (1 if is_whole else 2),
+        scanning=scanning,
+        began=read_meter(snapshot),
+        began_kib=memory_kib,
     )
     return replace(
         state,
@@ -238,9 +242,8 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
 
 
 def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether a full scan is over; a counter that fell back (a reboot) ends it, too."""
-    full_scans = snapshot.ksm.full_scans or 0
-    return full_scans >= current.ends_at_full_scans or full_scans + 2 < current.ends_at_full_scans
+    """Tell whether a full scan is over."""
+    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
@@ -266,13 +269,10 @@ def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
-    """Return how far a full scan is, and when it will have ended at its pace so far.
-
-    Where it is whole only after the end of another's, it takes up to twice the memory.
-    """
+    """Return how far a full scan is, and when it will have ended at its pace so far."""
     now, ksm = read_meter(snapshot), snapshot.ksm
     scanned = scanned_pages(current, now, page_cost_s(snapshot, state))
-    full_scan_kib = total_kib(snapshot, state) * max(current.ends_at_full_scans - current.began.full_scans, 1)
+    full_scan_kib = total_kib(snapshot, state) * current.times
     scanned_kib = None if scanned is None else min(ksm.kib(scanned), full_scan_kib)
     passed_s = now.taken_s - current.began.taken_s
     return {
@@ -291,59 +291,69 @@ def is_scanned_by_another(snapshot: Snapshot, state: AdaptiveState) -> bool:
     return bool(found.pages_to_scan) and (state.scans.current is None or found.sleep_millisecs not in FED_SLEEPS_MS)
 
 
-def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan) -> AdaptiveState:
+def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, share: float) -> AdaptiveState:
     """Count a full scan (rule 2): what was new has been scanned once, and what had been scanned once is done.
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
     One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
+
+    Where ksmd's CPU time is unknown, it has used its `share` of a core, as the budget has it.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
-    cost_s = max(now.taken_s - began.taken_s, 0.0) if used_s is None else used_s
-    net_kib = snapshot.ksm.kib(now.pages_sharing - began.pages_sharing) + now.unmapped_kib - began.unmapped_kib
-    net_kib -= snapshot.ksm.kib(_lost_pages(began, now))
+    cost_s = (max(now.taken_s - began.taken_s, 0.0) * share if used_s is None else used_s) / ended.times
+    had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
+    net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
+    pair = add(scans.changed, once if is_second else ended.scanning)
+    expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
+    # What of it has gone nobody tells: within that, it has merged as expected.
+    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.gone_kib, had_kib))
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)
-    expected_kib, goes_on = 0.0, False
+    more_kib, goes_on = 0.0, False
     if scans.is_check:
         goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
     elif is_second and left_kib * NEGLIGIBLE > memory_kib:
-        expected_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
-        share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        goes_on = expected_kib * NEGLIGIBLE > memory_kib * share
+        more_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
+        cost_share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
+        goes_on = more_kib * NEGLIGIBLE > memory_kib * cost_share
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
+    if not is_second:
+        learned = learn_lost(snapshot, learned)
     if is_second and not goes_on and once_kib:
-        learned = learn(snapshot, state, add(scans.changed, once), merged_kib)
+        learned = learn(snapshot, state, pair, merged_kib)
     learned = replace(learned, ended_s=now.taken_s, began_cow_ksm=began.cow_ksm)
-    per_kib = cost_s / max(memory_kib, 1)
+    if scanned_kib := max(ended.began_kib, memory_kib):  # some may have stopped, and some started
+        per_kib = cost_s / scanned_kib
+        if known is not None:
+            per_kib = max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on))
+        learned = replace(learned, full_scan_cost_s_per_kib=per_kib)
+    fed = ended.fed or scans.fed
+    has_gone_on = fed is not None and now.taken_s - fed.taken_s > FED_SLEEPS_MS[0] / 1000  # another batch, unseen
+    is_elsewhere = has_gone_on or is_scanned_by_another(snapshot, state)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
     return replace(
         state,
         backlog=replace(state.backlog, scanned_once=add(stays, ended.scanning)),
         scans=Scans(
-            cursor_full_scans=None if is_scanned_by_another(snapshot, state) else snapshot.ksm.full_scans,
+            cursor_full_scans=None if is_elsewhere else snapshot.ksm.full_scans,
             pair_left=scans.pair_left if goes_on else max(scans.pair_left - 1, 0),
             more=scans.more + 1 if goes_on else 0,
             merged_kib=merged_kib,
-            expected_kib=expected_kib,
+            expected_kib=more_kib,
             visited=visited,
             is_check=scans.is_check,
             changed=scans.changed,
-            fed=ended.fed or scans.fed,
+            fed=fed,
         ),
-        learned=replace(
-            learned,
-            full_scan_cost_s_per_kib=per_kib
-            if known is None
-            else max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on)),
-        ),
+        learned=learned,
     )
 
 

@@ -34,17 +34,25 @@ def judge_growth(state: AdaptiveState, memory_kib: int) -> Growth:
     """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 5)."""
     if seconds_coming(state, memory_kib) > 0:
         return Growth.COMING
-    unscanned_kib = state.backlog.new_kib + state.backlog.settling_kib
     recent_kib = sum(kib for _, _, kib in state.arrivals.recent)
-    return Growth.STEADY if recent_kib * BURST_S > unscanned_kib * RECENT_S else Growth.SETTLED
+    return Growth.STEADY if recent_kib * BURST_S > _unscanned_kib(state) * RECENT_S else Growth.SETTLED
 
 
 def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
-    """Return how much longer more is waited for if nothing appears: the rest of a burst, or a series' next guest."""
-    arrivals, left_s = state.arrivals, 0.0
-    if arrivals.start_s is not None and state.taken_s is not None:
-        left_s = arrivals.start_s + PATIENCE * arrivals.interval_s - state.taken_s
+    """Return how much longer more is waited for if nothing appears: the rest of a burst, or a series' next guest.
+
+    A series' guests are waited for while its memory comes as fast as a burst's, all in all: BURST_S at the most.
+    """
+    arrivals, now_s, left_s = state.arrivals, state.taken_s, 0.0
+    if arrivals.start_s is not None and now_s is not None and arrivals.start_s <= now_s:  # else the clock began anew
+        double_s = BURST_S * _unscanned_kib(state) / (memory_kib or 1)
+        end_s = min(arrivals.start_s + PATIENCE * arrivals.interval_s, arrivals.series_since_s + double_s)
+        left_s = end_s - now_s
     return left_s if arrivals.burst_since_s is None else max(left_s, burst_left_s(state, memory_kib))
+
+
+def _unscanned_kib(state: AdaptiveState) -> int:
+    return state.backlog.new_kib + state.backlog.settling_kib
 
 
 def note_burst(state: AdaptiveState, memory_kib: int) -> AdaptiveState:
@@ -91,5 +99,6 @@ def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:
     """Note that guests have started, as the next of a series or the first of a new one."""
     interval_s = MAX_INTERVAL_S + 1 if arrivals.start_s is None else now_s - arrivals.start_s
     is_next = 0 <= interval_s <= MAX_INTERVAL_S
-    interval_s = max(arrivals.interval_s, interval_s) if is_next else 0.0
-    return replace(arrivals, start_s=now_s, interval_s=interval_s)
+    if not is_next:
+        return replace(arrivals, start_s=now_s, interval_s=0.0, series_since_s=now_s)
+    return replace(arrivals, start_s=now_s, interval_s=max(arrivals.interval_s, interval_s))

@@ -38,12 +38,16 @@ class Meter(NamedTuple):
 class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
-    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends.
+    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends. `began_kib` is all
+    memory at its beginning.
     """
 
     ends_at_full_scans: int
     scanning: Mapping[str, float]
     began: Meter
+    began_kib: int
+    gone_kib: int = 0
+    """At most so much of what had merged has left meanwhile, with guests that stopped or cannot merge any more."""
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
     batch_pages: int = 0
@@ -55,6 +59,11 @@ class FullScan(NamedTuple):
     @property
     def scanning_kib(self) -> int:
         return int(sum(self.scanning.values()))
+
+    @property
+    def times(self) -> int:
+        """How often it scans memory at most: twice where it is whole only after the end of another's."""
+        return max(self.ends_at_full_scans - self.began.full_scans, 1)
 
 
 class Appeared(NamedTuple):
@@ -75,7 +84,9 @@ class Backlog(NamedTuple):
     """By worth.py's keys: changed memory counts once a full scan for it has begun."""
     exited_kib: int = 0
     waited_kib_s: float = 0.0
-    """KiB times seconds that new, scanned once and exited memory has waited since the last full scan began."""
+    """KiB times seconds that new and scanned once memory has waited since the last full scan began."""
+    exited_kib_s: float = 0.0
+    """The same of exited memory."""
     changed: Mapping[str, float] = EMPTY
     """KiB that have changed in place since the last pair of full scans began, by estimate, by changes.py's keys."""
     changed_kib_s: float = 0.0
@@ -117,6 +128,8 @@ class Arrivals(NamedTuple):
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
     """The longest interval between two starts of the present series."""
+    series_since_s: float = 0.0
+    """When its first guest started."""
 
 
 class Scans(NamedTuple):
@@ -165,7 +178,11 @@ class Learned(NamedTuple):
     pair: Mapping[str, float] = EMPTY
     """What the last pair of full scans was for, by the same keys; what is of an image by that, too."""
     expected_kib: float = 0.0
-    """What it was expected to merge."""
+    """What of it was expected to merge and to last."""
+    lost_kib: float = 0.0
+    """What of it was expected to merge and to be lost soon; what is lost, once that is known."""
+    lost_part: float | None = None
+    """What was lost of what was rewritten; None before a full scan has found it."""
     merged_kib: int = 0
     """What it has merged."""
     rewritten: Mapping[str, float] = EMPTY

@@ -32,8 +32,8 @@ FIRST_MERGE_RATIO = 0.5
 """The merge ratio before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
-MIN_MERGE_RATIO = 0.05
-"""The least expected of a backlog, so that it is scanned and learned from (chosen)."""
+BOOKKEEPING_BYTES = 64
+"""KSM's bookkeeping of a page, which a full scan frees once its process has ended (kernel: struct ksm_rmap_item)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -43,9 +43,9 @@ MAX_IMAGES = 32
 CHECK_COST = 3.0
 """A check scan's cost, in full scans (chosen)."""
 CHANGING_S = 300.0
-"""No check scan begins while what has changed would double so soon (chosen)."""
+"""No check scan begins while what it is expected to gain would double so soon (chosen)."""
 LATEST_S, LATEST_COST = 4 * 3600.0, 1500.0
-"""A check scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
+"""A full scan begins after so long at the latest, or so many full scans' cost: 0.2 % of a core (chosen)."""
 
 
 def full_scan_cost_s(snapshot: Snapshot, state: AdaptiveState, memory_kib: int | None = None) -> float:
@@ -68,34 +68,35 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     ratio, _ = expect_of_backlog(shares, backlog)
     changed_gain_kib = shares.gain_kib(backlog.changed)
     more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
+    kept_ratio = BOOKKEEPING_BYTES / 1024 / snapshot.ksm.page_kib
+    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * kept_ratio
+    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * kept_ratio
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
     price *= 1 + PRESSING * need.pressure
     worth_kib_s = memory_kib * cost_s / price
     if not has_backlog:
-        known = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
-        is_early = shares.gain_kib(known) * CHANGING_S > shares.gain_kib(
-            {key: backlog.changed.get(key, 0.0) for key in known}
-        )
+        told_kib_per_s = {key: kib_per_s for key, kib_per_s in more_kib_per_s.items() if key != UNSEEN}
+        is_early = shares.gain_kib(told_kib_per_s) * CHANGING_S > changed_gain_kib
         worth_kib_s *= CHECK_COST * (PRICES[Growth.SETTLED] / PRICES[Growth.STEADY] if is_early else 1)
     elif growth is Growth.SETTLED:
-        worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * backlog.due_kib * ratio)
+        worth_kib_s = max(worth_kib_s, SETTLED_WAIT_S * (1 - need.pressure) * due_gain_kib)
     changed_gain_kib_s = backlog.changed_kib_s * changed_gain_kib / (backlog.changed_kib or 1.0)
-    left_kib_s = max(worth_kib_s - backlog.waited_kib_s * ratio - changed_gain_kib_s, 0.0)
+    left_kib_s = max(worth_kib_s - waited_gain_kib_s - changed_gain_kib_s, 0.0)
 
-    gain_kib = backlog.due_kib * ratio + changed_gain_kib
+    gain_kib = due_gain_kib + changed_gain_kib
     # gain_kib * t + more_gain_kib_per_s * t**2 / 2 = left_kib_s
     root = sqrt(gain_kib**2 + 2 * more_gain_kib_per_s * left_kib_s)
     wait_s = _divide(2 * left_kib_s, gain_kib + root)
     if small_kib > 0:
         wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
-    if not has_backlog:
-        latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
-        if is_settling(state, memory_kib):  # a check scan would scan it too early
-            return latest_s
-        return min(wait_s, latest_s) if memory_kib else None
-    return min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S)) if growth is Growth.COMING else wait_s
+    if growth is Growth.COMING and has_backlog:
+        wait_s = min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S))
+    if is_settling(state, memory_kib) and not has_backlog:  # a check scan would scan it too early
+        wait_s = inf
+    latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
+    return min(wait_s, latest_s) if memory_kib else None
 
 
 def _divide(amount: float, per_s: float) -> float:
@@ -115,8 +116,8 @@ def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
 
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
-    is_backlog = state.scans.is_check or state.backlog.scanned_once_kib * NEGLIGIBLE > memory_kib
-    return state.scans.pair_left > 0 and is_backlog
+    scans, scanned_once_kib = state.scans, state.backlog.scanned_once_kib
+    return scans.pair_left > 0 and (scans.is_check or bool(scans.changed) or scanned_once_kib * NEGLIGIBLE > memory_kib)
 
 
 class Shares(NamedTuple):
@@ -149,6 +150,10 @@ class Shares(NamedTuple):
             return self.saving
         return FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
 
+    def merging_kib(self, kib_by_key: Mapping[str, float]) -> float:
+        """Return how much of this memory is expected to merge, lasting or not."""
+        return sum(kib * self.merging(key) for key, kib in kib_by_key.items() if kib)
+
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
         return sum(kib * self.of(key) for key, kib in kib_by_key.items() if kib)
@@ -169,15 +174,15 @@ def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
-    """Return the share of the backlog that is expected to merge and to last, and what most of it goes by."""
-    parts = {**add(backlog.new, backlog.scanned_once), "": backlog.exited_kib}
-    most = max(parts, key=lambda key: parts[key])
+    """Return the share of the new backlog that is expected to merge and to last, and what most of it goes by."""
+    parts = add(backlog.new, backlog.scanned_once)
+    most = max(parts, key=lambda key: parts[key], default="")
     source = "as is assumed at first"
     if most in shares.learned.ratios:
         source = "as its last backlogs did"
     elif shares.images.get(most) in shares.learned.ratios:
         source = "as earlier guests of the image did"
-    return max(shares.ratio(parts), MIN_MERGE_RATIO), source
+    return shares.ratio(parts), source
 
 
 def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], merged_kib: int) -> Learned:
@@ -206,7 +211,9 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             **newest,
         },
         pair=scanned,
-        expected_kib=sum(kib * shares.merging(key) for key, kib in pair.items()),
+        expected_kib=sum(kib * newest[key].share for key, kib in pair.items()),
+        lost_kib=sum(kib * newest[key].lost for key, kib in pair.items()),
+        lost_part=None,
         merged_kib=min(merged_kib, int(sum(pair.values()))),
         saved_kib=snapshot.ksm.saved_kib or 0,
         rewritten=EMPTY,
@@ -214,22 +221,46 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
     )
 
 
+def learn_lost(snapshot: Snapshot, learned: Learned) -> Learned:
+    """Count what is lost of what the last pair of full scans has saved, as the first full scan after it has found.
+
+    What was rewritten tells whose it was. That are mappings, which had saved less; no more of any is lost than the pair
+    was for. What has merged beyond that is of the memory that was not rewritten.
+    """
+    pair = {key: kib for key, kib in learned.pair.items() if key in learned.ratios and not key.startswith(IMAGE)}
+    part = min(max(learned.saved_kib - (snapshot.ksm.saved_kib or 0), 0) / (learned.rewritten_kib or inf), 1.0)
+    lost_kib = expected_kib = 0.0
+    for key, kib in pair.items():
+        rewritten_kib = _rewritten_kib(learned, key)
+        lost_kib += min(rewritten_kib * part, kib) if key.startswith(CHANGED) or CHANGED + key not in pair else 0.0
+        expected_kib += learned.ratios[key].share * max(kib - rewritten_kib, 0.0)
+    return replace(learned, lost_kib=lost_kib, lost_part=part, expected_kib=expected_kib)
+
+
+def _rewritten_kib(learned: Learned, key: str) -> float:
+    return learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0)
+
+
 def ratio_of(learned: Learned, key: str) -> Ratio | None:
     """Return what has merged and lasted of a key's memory, the last pair of full scans included; None if none is known.
 
-    What has merged of a pair nobody tells by guest: it is shared out as it was expected of each. What was rewritten is
-    charged to whose it was; where that is unknown, to all that had changed, and to new memory where none had been
+    What has merged of a pair nobody tells by guest. As much of each as before is expected to be lost, until it is known
+    what is; the rest is shared out as it was expected to last. What was rewritten is charged to whose it was; where
+    that is unknown, to all that had changed until it is known what is lost, and to new memory where none had been
     rewritten before.
     """
     before, kib = learned.ratios.get(key), learned.pair.get(key)
     if before is None or not kib:
         return before
-    merged = min((before.share + before.lost) * learned.merged_kib / (learned.expected_kib or inf), 1.0)
-    is_unknown = key.startswith(CHANGED) or REWRITTEN not in learned.pair
-    unknown_kib = learned.rewritten.get(REWRITTEN, 0.0) if is_unknown and key != REWRITTEN else 0.0
+    part, rewritten = learned.lost_part, _rewritten_kib(learned, key) / kib
+    lost = before.lost * min(learned.merged_kib / (learned.lost_kib or inf), 1.0) if part is None else rewritten * part
+    lasts = max(learned.merged_kib - learned.lost_kib, 0.0) / (learned.expected_kib or inf)
+    lasting = before.share * lasts * (1.0 if part is None else max(1 - rewritten, 0.0))
+    merged = min(lost + lasting, 1.0)
+    is_unknown = (key.startswith(CHANGED) and part is None) or REWRITTEN not in learned.pair
+    unknown_kib = _rewritten_kib(learned, REWRITTEN) if is_unknown and key != REWRITTEN else 0.0
     lasted = merged * (1 - min(unknown_kib / (learned.merged_kib or inf), 1.0))
-    lasted -= learned.rewritten.get(CHANGED + key.removeprefix(CHANGED), 0.0) / kib
-    lasted, weight = max(lasted, 0.0), kib / (kib + before.kib)
+    lasted, weight = max(lasted - (rewritten if part is None else lost), 0.0), kib / (kib + before.kib)
     share = before.share + (lasted - before.share) * weight
     lost = before.lost + (merged - lasted - before.lost) * weight
     return Ratio(share=max(share, MIN_SHARE), kib=(kib + before.kib) * OLDER, lost=lost)
