@@ -102,7 +102,7 @@ async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_
 async def test_what_a_guest_has_grown_by_is_no_change_and_a_guest_that_has_gone_has_no_rate() -> None:
     bench = Bench(10, 10)
     await bench.step()
-    grown = replace(bench.guests[0], rss_kib=GIB + 6 * MEASURE_S * 1024)
+    grown = replace(bench.guests[0], rss_kib=GIB + 6 * (MEASURE_S + 2) * 1024)
     bench.dirty.see([grown, bench.guests[1]], is_wanted=True)
     await bench.step(MEASURE_S + 2)
     assert bench.rates == {grown.key: 4 * 1024, bench.guests[1].key: 10 * 1024}
@@ -142,7 +142,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step()
     await bench.step(MEASURE_S + 2)
     assert bench.rates
-    bench.host = Gone()
+    bench.host = Gone(xml=bench.hypervisor.xml)
     await bench.step(turn_every_s(3))
     assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
     bench.host = bench.hypervisor
@@ -150,7 +150,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     bench.dirty.see(bench.guests, is_wanted=True)
     await bench.step()
     assert bench.hypervisor.measuring
-    bench.host = Gone()
+    bench.host = Gone(xml=bench.hypervisor.xml)
     await bench.step(turn_every_s(3))
     await bench.step(turn_every_s(3))
     bench.host = bench.hypervisor
@@ -185,7 +185,7 @@ async def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fai
 
     answered = threading.Event()
     bench = Bench(1)
-    bench.host = Slow()
+    bench.host = Slow(xml=bench.hypervisor.xml)
     waiting = asyncio.ensure_future(bench.step())
     await asyncio.sleep(0)
     bench.host = bench.hypervisor
@@ -212,7 +212,7 @@ class Refusing(FakeHypervisor):
 
 async def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
     bench = Bench(1, 2)
-    bench.host = refusing = Refusing()
+    bench.host = refusing = Refusing(xml=bench.hypervisor.xml)
     for times in (1, 2):
         await bench.step(RETRY_S)
         assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
@@ -244,6 +244,36 @@ async def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_dis
     assert bench.rates == {}
 
 
+async def test_a_guest_that_libvirt_measures_as_0_changes_as_fast_as_it_reads_below_1_mib_a_second() -> None:
+    bench = Bench(0, 0, 0, 0, 3)
+    slow, fast, growing, diskless, busy = bench.guests
+    reads, passed_s = bench.hypervisor.read_bytes, MEASURE_S + 2
+    reads.update(dict.fromkeys((slow.uuid, fast.uuid, growing.uuid, busy.uuid), 5 << 30))
+    await bench.step()
+    for one, kib_per_s in ((slow, 600), (fast, 7000), (growing, 600), (busy, 7000)):
+        reads[one.uuid] += kib_per_s * 1024 * passed_s
+    grown = replace(growing, rss_kib=GIB + 400 * passed_s)
+    bench.dirty.see([slow, fast, grown, diskless, busy], is_wanted=True)
+    await bench.step(passed_s)
+    assert bench.rates == {slow.key: 600, fast.key: 1024, growing.key: 200, diskless.key: 0, busy.key: 3 * 1024}
+    await bench.step(passed_s)
+    assert bench.rates[slow.key] == 0, "what it read before counts no more"
+
+
+async def test_what_a_guest_reads_while_it_is_not_measured_is_not_counted() -> None:
+    bench = Bench(*[0] * 200)
+    first, reads = bench.guests[0], bench.hypervisor.read_bytes
+    reads[first.uuid] = 0
+    await bench.step()
+    await bench.step(MEASURE_S + 2)
+    reads[first.uuid] += 1 << 30
+    await bench.step(200 * PACE_S - MEASURE_S)
+    assert bench.rates[first.key] == 0
+    reads[first.uuid] += (MEASURE_S + 2) * 100 * 1024
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates[first.key] == 100
+
+
 @dataclass
 class Hanging(FakeHypervisor):
     """libvirt, where the monitors of some guests answer no call until they are `released`."""
@@ -260,7 +290,7 @@ class Hanging(FakeHypervisor):
 async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
     bench = Bench(1, 2, 3)
     first, second, third = bench.guests
-    host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
+    host = Hanging(**vars(bench.hypervisor), stuck=frozenset({second.uuid}))
     bench.host = bench.hypervisor = host
     for bench.limit_s in (HANG_S, SHORT_S, HANG_S):  # short for the one that hangs
         await bench.step(times=1)
@@ -282,7 +312,7 @@ async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
 async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() -> None:
     bench = Bench(*range(MAX_HANGING + 3))
     bench.limit_s = SHORT_S
-    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    host = Hanging(xml=bench.hypervisor.xml, stuck=frozenset(one.uuid for one in bench.guests))
     bench.host = bench.hypervisor = host
     await bench.step()
     assert len(bench.failures) == MAX_HANGING + 1
@@ -293,7 +323,7 @@ async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() ->
 async def test_calls_that_never_return_are_those_of_the_lost_connection_alone() -> None:
     bench = Bench(*range(MAX_HANGING + 3))
     bench.limit_s = SHORT_S
-    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    host = Hanging(xml=bench.hypervisor.xml, stuck=frozenset(one.uuid for one in bench.guests))
     working, bench.host = bench.hypervisor, host
     bench.hypervisor = host
     await bench.step()

@@ -1,11 +1,11 @@
 """How fast the guests' memory changes: measured by libvirt, or bounded by what they read from disk, between passes.
 
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
-MEASURE_S seconds; nothing is logged and no page is write-protected. Where that is refused or fails, the guest's block
-statistics are read: what a guest reads from disk is written into its memory, most of it as page cache. Each guest that
-may merge has its turn one after the other, while the policy acts, in calls of its own: one that hangs costs no other
-its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy
-assumes.
+MEASURE_S seconds; nothing is logged and no page is write-protected. What a guest reads from disk is written into its
+memory, most of it as page cache: the guest's block statistics tell it where measuring is refused or fails, and where
+it finds 0, which stands for all below 1 MiB a second. Each guest that may merge has its turn one after the other, while
+the policy acts, in calls of its own: one that hangs costs no other its rate. A pass takes the newest rates
+(`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from virtksm.agent.calls import GuestCalls, wait_next
 from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
 
+Result = TypeVar("Result")
+
 MEASURE_S = 60
 """Between the two samples (libvirt: its longest)."""
+TOLD_KIB_PER_S = 1024
+"""A slower rate is told as 0 (libvirt: whole MiB a second, rounded down)."""
 PACE_S = 0.5
 """From one guest to the next (chosen)."""
 RETRY_S = 600.0
@@ -60,7 +64,8 @@ class Measures(Protocol):
 class Turn:
     """When a guest is asked next, as it is now, and what it was when it was asked last.
 
-    `is_measuring`: libvirt measures it since `then_s`. `read_bytes`: what it had read from disk at `then_s`.
+    `is_measuring`: libvirt measures it since `then_s`; `is_pausing`: it was measured then, and nothing is to be learned
+    of what follows. `read_bytes`: what it had read from disk at `then_s`.
     """
 
     due_s: float
@@ -68,6 +73,7 @@ class Turn:
     then: Guest
     then_s: float = 0.0
     is_measuring: bool = False
+    is_pausing: bool = False
     read_bytes: int | None = None
 
 
@@ -149,50 +155,59 @@ class DirtyRates:
                 one.is_measuring = False
 
     async def _ask(self, host: Measures, turn: Turn, now_s: float) -> None:
-        """Read what was measured, and begin to measure; where that fails, read what the guest has read from disk."""
-        guest = turn.now
-        run = partial(self.calls.one.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
-        every_s = turn_every_s(len(self.turns))
+        """Learn from what was measured and what the guest has read from disk, and begin to measure."""
+        guest, every_s = turn.now, turn_every_s(len(self.turns))
+        was_measuring, turn.is_measuring = turn.is_measuring, False
+        read = partial(_read, host, guest.uuid, is_measured=was_measuring)
+        mib_per_s, read_bytes = await self._run(guest, read)
+        if not turn.is_pausing:
+            self._learn(turn, mib_per_s, read_bytes, now_s - turn.then_s)
+        next_s = turn.then_s + every_s if was_measuring else now_s
+        turn.then, turn.then_s, turn.read_bytes, turn.is_pausing = guest, now_s, read_bytes, next_s > now_s
+        if turn.is_pausing:
+            turn.due_s = next_s
+            return
         turn.due_s = now_s + every_s
-        if turn.is_measuring:
-            turn.is_measuring, turn.due_s = False, turn.then_s + every_s
-            mib_per_s = await run(partial(_or_none, partial(host.dirty_rate, guest.uuid)))
-            self._learn(turn, None if mib_per_s is None else mib_per_s * 1024, MEASURE_S)
-            if turn.due_s > now_s:
-                return
-        if now_s >= self.start_s:
-            try:
-                await run(partial(host.start_dirty_rate, guest.uuid, MEASURE_S))
-            except (LibvirtRefuses, Unsupported) as error:
-                if host is not self.source():
-                    return
+        if now_s < self.start_s:
+            return
+        try:
+            await self._run(guest, partial(host.start_dirty_rate, guest.uuid, MEASURE_S))
+        except (LibvirtRefuses, Unsupported) as error:
+            if host is self.source():
                 self.start_s = now_s + RETRY_S
                 self.failing(error)
-            except SensingFailed:
-                pass
-            else:
-                turn.then, turn.then_s, turn.is_measuring, turn.read_bytes = guest, now_s, True, None
-                turn.due_s = now_s + MEASURE_S + 1
-                return
-        read_bytes = await run(partial(_or_none, partial(host.disk_reads, guest.uuid)))
-        passed_s = now_s - turn.then_s
-        if read_bytes is None or turn.read_bytes is None:
-            self._learn(turn, None, passed_s)
+        except SensingFailed:
+            pass
         else:
-            kib_per_s = (read_bytes - turn.read_bytes) / 1024 / passed_s
-            # Reads do not tell of other writes: a rate below the assumed one is none.
-            is_more = kib_per_s * BLIND_S > (guest.rss_kib or 0)
-            self._learn(turn, kib_per_s if is_more else None, passed_s)
-        turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
+            turn.is_measuring, turn.due_s = True, now_s + MEASURE_S + 1
 
-    def _learn(self, turn: Turn, kib_per_s: float | None, passed_s: float) -> None:
-        """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory."""
-        key = turn.now.key
+    async def _run(self, guest: Guest, call: Callable[[], Result]) -> Result:
+        return await self.calls.one.run(f"ask how fast guest {guest.name} changes", call, self.limit_s())
+
+    def _learn(self, turn: Turn, mib_per_s: int | None, read_bytes: int | None, passed_s: float) -> None:
+        """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory.
+
+        What is read into the same pages again changes no more of them: a measured rate, which compares pages, is
+        believed against a higher one of reads.
+        """
+        key, kib_per_s, read_kib_per_s = turn.now.key, None, 0.0
+        if read_bytes is not None and turn.read_bytes is not None:
+            read_kib_per_s = (read_bytes - turn.read_bytes) / 1024 / passed_s
+        if mib_per_s is not None:
+            kib_per_s = mib_per_s * 1024 or min(read_kib_per_s, TOLD_KIB_PER_S)
+        elif read_kib_per_s * BLIND_S > (turn.now.rss_kib or 0):  # else the assumed rate: reads tell of no other writes
+            kib_per_s = read_kib_per_s
         if kib_per_s is None or self.turns.get(key) is not turn:  # it has gone meanwhile
             self.rates.pop(key, None)
             return
         grown_kib = max((turn.now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
         self.rates[key] = max(kib_per_s - grown_kib / passed_s, 0.0)
+
+
+def _read(host: Measures, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
+    """Return what was measured of a guest in MiB a second, if it was, and how many bytes it has read from its disks."""
+    mib_per_s = _or_none(partial(host.dirty_rate, uuid)) if is_measured else None
+    return mib_per_s, _or_none(partial(host.disk_reads, uuid))
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:
