@@ -3,9 +3,14 @@
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
 MEASURE_S seconds; nothing is logged and no page is write-protected. What a guest reads from disk is written into its
 memory, most of it as page cache: the guest's block statistics tell it where measuring is refused or fails, and where
-it finds 0, which stands for all below 1 MiB a second. Each guest that may merge has its turn one after the other, while
-the policy acts, in calls of its own: one that hangs costs no other its rate. A pass takes the newest rates
-(`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
+it finds 0, which stands for all below 1 MiB a second.
+
+Each guest that may merge has its turn while the policy acts, one call at a time. Measurements begin, and so end, PACE_S
+apart: one guest is sampled at a time, unless that takes longer, and up to MEASURE_S / PACE_S = 120 are between their
+two samples. Meanwhile each has a thread in QEMU that sleeps and holds no lock (QEMU's migration/dirtyrate.c,
+`calculate_dirtyrate_sample_vm`), and no job in libvirt, which ends with the call (libvirt's qemu_driver.c,
+`qemuDomainStartDirtyRateCalc`). The calls are this module's own, and one that hangs costs no other guest its rate. A
+pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ MEASURE_S = 60
 TOLD_KIB_PER_S = 1024
 """A slower rate is told as 0 (libvirt: whole MiB a second, rounded down)."""
 PACE_S = 0.5
-"""From one guest to the next (chosen)."""
+"""From the beginning of one guest's measurement to the next (chosen)."""
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
@@ -65,10 +70,11 @@ class Turn:
     """When a guest is asked next, as it is now, and what it was when it was asked last.
 
     `is_measuring`: libvirt measures it since `then_s`; `is_pausing`: it was measured then, and nothing is to be learned
-    of what follows. `read_bytes`: what it had read from disk at `then_s`.
+    of what follows until `begin_s`, when it is measured next. `read_bytes`: what it had read from disk at `then_s`.
     """
 
     due_s: float
+    begin_s: float
     now: Guest
     then: Guest
     then_s: float = 0.0
@@ -92,6 +98,8 @@ class DirtyRates:
     clock: Callable[[], float] = time.monotonic
     calls: GuestCalls = field(default_factory=partial(GuestCalls, MAX_HANGING))
     turns: dict[str, Turn] = field(default_factory=dict)
+    next_s: float = 0.0
+    """When the next measurement may begin."""
     start_s: float = 0.0
     """When to begin to measure guests again, after a refusal."""
     retry_s: float = 0.0
@@ -113,7 +121,8 @@ class DirtyRates:
             if key in self.turns:
                 self.turns[key].now = guest
             else:
-                self.turns[key] = Turn(due_s=self.clock(), now=guest, then=guest)
+                now_s = self.clock()
+                self.turns[key] = Turn(due_s=now_s, begin_s=now_s, now=guest, then=guest)
         self.seen.set()
 
     def forget(self) -> None:
@@ -131,8 +140,8 @@ class DirtyRates:
         if host is None or not turns:
             await wait_next(self.seen)
             return
-        turn = min(turns, key=lambda one: one.due_s)
-        due_s = max(turn.due_s, self.retry_s)
+        turn = min(turns, key=self.due_s)
+        due_s = self.due_s(turn)
         if due_s > now_s:
             await wait_next(self.seen, due_s - now_s)
             return
@@ -154,20 +163,28 @@ class DirtyRates:
             for one in self.turns.values():
                 one.is_measuring = False
 
+    def due_s(self, turn: Turn) -> float:
+        """Return when to ask for a guest; the end of a measurement that is not followed by one waits for no other."""
+        due_s = max(turn.due_s, self.retry_s)
+        return due_s if due_s < turn.begin_s else max(due_s, self.next_s)
+
     async def _ask(self, host: Measures, turn: Turn, now_s: float) -> None:
         """Learn from what was measured and what the guest has read from disk, and begin to measure."""
         guest, every_s = turn.now, turn_every_s(len(self.turns))
+        turn.due_s = now_s + every_s
         was_measuring, turn.is_measuring = turn.is_measuring, False
         read = partial(_read, host, guest.uuid, is_measured=was_measuring)
         mib_per_s, read_bytes = await self._run(guest, read)
         if not turn.is_pausing:
             self._learn(turn, mib_per_s, read_bytes, now_s - turn.then_s)
-        next_s = turn.then_s + every_s if was_measuring else now_s
-        turn.then, turn.then_s, turn.read_bytes, turn.is_pausing = guest, now_s, read_bytes, next_s > now_s
+        turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
+        turn.begin_s = max(turn.begin_s, self.next_s)
+        turn.is_pausing = now_s < turn.begin_s
         if turn.is_pausing:
-            turn.due_s = next_s
+            turn.due_s = turn.begin_s
             return
-        turn.due_s = now_s + every_s
+        self.next_s = now_s + PACE_S
+        turn.begin_s = now_s + every_s
         if now_s < self.start_s:
             return
         try:
