@@ -283,7 +283,7 @@ async def test_while_the_policy_only_observes_no_guest_is_unmerged_or_let_in() -
 
 async def test_no_guest_is_unmerged_that_was_to_be_before_the_policy_only_observes() -> None:
     class Reloading(FakeChoices):
-        def read(self) -> Mapping[str, Choice]:
+        def read(self) -> dict[str, Choice]:
             bench.configuration.in_force = replace(ENFORCED, policy="observe")
             return super().read()
 
