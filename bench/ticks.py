@@ -1,11 +1,12 @@
-"""What the agent's passes cost during a full scan of a large host, with hundreds of guests.
+"""What the agent costs during a full scan of a large host, with hundreds of guests: its passes, and dirty rates.
 
-In: a number of guests. Out: CPU time a pass, in parts, as a share of a core at four passes a second; exit code 1 if the
-goal is missed. Each guest is a process whose memory is really read. Libvirt, KSM's files and time are made up: no
-setting of this machine is touched, and libvirt's own time is not in the figures.
+In: a number of guests. Out: CPU time a pass, in parts, and of measuring dirty rates, as a share of a core at four
+passes a second; exit code 1 if the goal is missed. Each guest is a process whose memory is really read. Libvirt, KSM's
+files and time are made up: no setting of this machine is touched, and libvirt's own time is not in the figures.
 """
 
 import argparse
+import asyncio
 import io
 import os
 import signal
@@ -13,12 +14,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.figures import Goal, tell_goals, tell_machine
 from tests.fakes import FakeClock, FakeHypervisor, FakeSwitch, fake_cycle
 from tests.lab.agent_bench import listeners_of
+from virtksm.agent.dirty_rates import DirtyRates, turn_every_s
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
@@ -54,6 +56,10 @@ class FileHypervisor(FakeHypervisor):
             for number in range(1, self.guests + 1)
         )
 
+    def dirty_rate(self, uuid: str) -> int | None:
+        self.measuring.pop(uuid)  # it is over when it is asked for
+        return super().dirty_rate(uuid)
+
     def set_parameters(self, values: Mapping[str, int]) -> None:
         super().set_parameters(values)
         write_files(self.folder, values)
@@ -82,8 +88,27 @@ def sleeping_processes(count: int) -> Iterator[list[int]]:
             os.waitpid(pid, 0)
 
 
-def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
-    """Return the CPU seconds that a pass takes in a full scan, and those of everything that hears of it."""
+async def measure_rates(rates: DirtyRates, clock: FakeClock) -> float:
+    """Have each guest measured twice; return the CPU time that the second takes, as a share of the time that passes."""
+    turn_s = turn_every_s(len(rates.turns))
+    used_s = 0.0
+    for _ in range(2):
+        end_s, began_s = clock.now_s + turn_s, time.process_time()
+        while (due_s := min(map(rates.due_s, rates.turns.values()))) < end_s:
+            if due_s > clock.now_s:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0):
+                        await rates.measure_when_due()  # it finds nothing, and begins to wait
+                clock.now_s = due_s
+            await rates.measure_when_due()
+        clock.now_s, used_s = end_s, time.process_time() - began_s
+    return used_s / turn_s
+
+
+def measure(guests: int, passes: int, folder: Path) -> tuple[float, float, float]:
+    """Return the CPU seconds that a pass takes in a full scan, those of everything that hears of it, and the share of a
+    core that dirty rates take.
+    """
     clock, hypervisor, config = FakeClock(), FileHypervisor(), Config(adaptive=AdaptiveParams(engage="always"))
     hypervisor.folder, hypervisor.guests = folder, guests
     counters = {"pages_shared": 0, "pages_sharing": 0, "pages_unshared": 0, "pages_volatile": 0, "pages_scanned": 0}
@@ -95,7 +120,14 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
     listeners = listeners_of(config, Reporter(Notifier({})), HistoryWriter(), cycle.tenure.notes)
     running = hypervisor.running_guests(with_max=False)
     listeners.guests.known = {guest.key: GuestXml() for guest in running}
-    listeners.dirty_rates.rates |= {guest.key: 1024.0 for guest in running}
+    hypervisor.xml = {guest.uuid: "" for guest in running}
+    hypervisor.dirty_mib_per_s = dict.fromkeys(hypervisor.xml, 1)
+    hypervisor.read_bytes = dict.fromkeys(hypervisor.xml, 0)
+    rates = listeners.dirty_rates
+    rates.source, rates.clock = lambda: hypervisor, clock
+    rates.see(running, is_wanted=True)
+    rates_share = asyncio.run(measure_rates(rates, clock))
+    assert list(rates.rates.values()) == [1024.0] * guests
     used = [0.0, 0.0]
     with sleeping_processes(guests) as pids:
         facts._search._found = {  # noqa: SLF001  # these are in no guest's control group
@@ -118,22 +150,23 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float]:
                 write_files(folder, counters)
                 used[0] += passed_s - began_s
                 used[1] += ended_s - passed_s
-    return used[0] / passes, used[1] / passes
+    return used[0] / passes, used[1] / passes, rates_share
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="script/bench ticks", description="Time the passes of a long full scan.")
+    parser = argparse.ArgumentParser(prog="script/bench ticks", description="Time the agent in a long full scan.")
     parser.add_argument("--guests", type=int, default=500, help="(default %(default)s)")
     parser.add_argument("--passes", type=int, default=200, help="(default %(default)s)")
     options = parser.parse_args(arguments)
     tell_machine()
     configure("info", "json", stream=io.StringIO())
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # as /run is
-        in_pass_s, heard_s = measure(options.guests, options.passes, Path(folder))
+        in_pass_s, heard_s, rates_share = measure(options.guests, options.passes, Path(folder))
     for what, seconds in (("the pass itself", in_pass_s), ("what hears of it", heard_s)):
         print(f"{what}: {seconds * 1000:.2f} ms of CPU time")
-    percent = 100 * (in_pass_s + heard_s) / PASS_S
-    return tell_goals([Goal(what=f"passes, {options.guests} guests", measured=percent, limit=GOAL_PERCENT, unit="%")])
+    print(f"measuring dirty rates: {100 * rates_share:.2f} % of a core")
+    percent = 100 * ((in_pass_s + heard_s) / PASS_S + rates_share)
+    return tell_goals([Goal(what=f"agent, {options.guests} guests", measured=percent, limit=GOAL_PERCENT, unit="%")])
 
 
 if __name__ == "__main__":

@@ -243,6 +243,8 @@ def test_what_a_guest_reads_from_disk_is_told_and_nothing_without_a_disk(host: H
     host.start_guest(small("none"))
     uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
     wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, HANG_S, "a sector to be read")
+    host.measures.start_dirty_rate(uuids["disk"], 1)
+    assert (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, "while it is measured, too"
     assert host.measures.disk_reads(uuids["none"]) is None
     host.end_guest("none")
     with pytest.raises(GuestVanished):

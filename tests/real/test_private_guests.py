@@ -23,10 +23,11 @@ pytestmark = pytest.mark.real
 
 
 def enforcing(patterns: Sequence[str], *, call_timeout_s: int = 20 * SLOWER) -> str:
-    """Return a configuration whose policy sets nothing, so that the test has ksmd merge."""
+    """Return a configuration whose policy leaves KSM to others, so that the test has ksmd merge."""
     names = ", ".join(f'"{one}"' for one in patterns)
-    law = f'policy = "observe"\ncoalesce_ms = 20\ncall_timeout_s = {call_timeout_s}\n'
-    return f'{law}private_enforce = "unmerge"\nprivate_guests = [{names}]\n'
+    law = f'on_conflict = "yield"\ncoalesce_ms = 20\ncall_timeout_s = {call_timeout_s}\n'
+    keys = f'private_enforce = "unmerge"\nprivate_guests = [{names}]\n'
+    return f'{law}{keys}[adaptive]\nengage = "never"\n'
 
 
 @pytest.fixture

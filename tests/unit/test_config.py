@@ -278,6 +278,18 @@ def test_values_that_do_not_fit_together_name_both_files(layers: Layers) -> None
     assert fault_of(layers.vendor, "[ksmtuned]\nnpages_max = 63\n").problem.startswith("64 is more than")
 
 
+def test_a_policy_that_changes_nothing_unmerges_no_guest(layers: Layers) -> None:
+    enforced = layers.write("admin/virtksm.toml", "private_enforce = 'unmerge'\n")
+    layers.load()
+    observing = layers.write("admin/conf.d/90.toml", "policy = 'observe'\n")
+    (fault,) = layers.faults()
+    assert (fault.file, fault.key) == (f"{enforced}, {observing}", "private_enforce")
+    assert fault.problem == 'is "unmerge", and policy is "observe", which changes nothing'
+    assert fault.remedy.startswith('set private_enforce = "report", or another policy')
+    layers.write("admin/virtksm.toml", "private_enforce = 'report'\n")
+    layers.load()
+
+
 @pytest.mark.parametrize(
     "other", ["[ksmtuned]\nnpages_max = 0\n", "[ksmtuned]\nnpages_max = 'x'\n", "ksmtuned = 1\n", "=\n"]
 )

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -52,11 +53,27 @@ class Bench:
         for _ in self.guests[:times]:
             if self.is_due:
                 await self.dirty.measure_when_due()
+                self.now_s = max(self.now_s, self.dirty.next_s)
+
+    def between_s(self, passed_s: float) -> float:
+        """Tell how long after one such step each guest is asked in the next."""
+        return passed_s + len(self.guests) * PACE_S
+
+    async def pass_time(self, passed_s: float) -> None:
+        """Let time pass, and ask for each guest when it is due; libvirt's measurements end by themselves."""
+        end_s = self.now_s + passed_s
+        while (due_s := min(map(self.dirty.due_s, self.dirty.turns.values()))) <= end_s:
+            self.now_s = max(self.now_s, due_s)
+            for turn in self.dirty.turns.values():
+                if self.now_s >= turn.then_s + MEASURE_S:
+                    self.hypervisor.measuring.pop(turn.now.uuid, None)
+            await self.dirty.measure_when_due()
+        self.now_s = end_s
 
     @property
     def is_due(self) -> bool:
-        due_s = [turn.due_s for key, turn in self.dirty.turns.items() if key not in self.dirty.calls.hanging]
-        return self.now_s >= max(min(due_s), self.dirty.retry_s) if due_s else False
+        turns = [turn for key, turn in self.dirty.turns.items() if key not in self.dirty.calls.hanging]
+        return any(self.now_s >= self.dirty.due_s(turn) for turn in turns)
 
     async def wait(self) -> None:
         """See that nothing is due, and end waiting as the agent does."""
@@ -91,18 +108,37 @@ async def test_every_guest_is_measured_in_turn_and_again_later() -> None:
 
 async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_pace() -> None:
     bench = Bench(*[1] * 200)
-    await bench.step(times=200)
-    await bench.step(MEASURE_S + 2, times=200)
-    assert (len(bench.rates), len(bench.hypervisor.measuring)) == (200, 0)
-    await bench.wait()
-    await bench.step(200 * PACE_S - MEASURE_S, times=200)
-    assert len(bench.hypervisor.measuring) == 200
+    await bench.pass_time(200 * PACE_S - 1)
+    assert len(bench.hypervisor.ever_measured) == 199
+    assert len(bench.hypervisor.measuring) == MEASURE_S / PACE_S, "between their two samples at once"
+    await bench.pass_time(MEASURE_S + 2)
+    assert len(bench.rates) == 200
+
+
+@pytest.mark.parametrize("guests", [3, 122, 200])
+async def test_measurements_begin_apart_also_after_a_failure(guests: int) -> None:
+    bench, began_s, fails_s = Bench(*[1] * guests), [], 1000.0 + 2.5 * turn_every_s(guests)
+
+    @dataclass
+    class Timed(FakeHypervisor):
+        def start_dirty_rate(self, uuid: str, seconds: int) -> None:
+            if len(bench.failures) == 0 and bench.now_s >= fails_s:
+                raise LibvirtUnreachable("no answer")
+            FakeHypervisor.start_dirty_rate(self, uuid, seconds)
+            began_s.append(bench.now_s)
+
+    bench.host = bench.hypervisor = Timed(**vars(bench.hypervisor))
+    await bench.pass_time(RETRY_S + 6 * turn_every_s(guests))
+    assert len(bench.failures) == 1
+    assert len(began_s) > 4 * guests
+    assert min(later - earlier for earlier, later in pairwise(began_s)) == PACE_S
 
 
 async def test_what_a_guest_has_grown_by_is_no_change_and_a_guest_that_has_gone_has_no_rate() -> None:
     bench = Bench(10, 10)
+    passed_s = bench.between_s(MEASURE_S + 2)
     await bench.step()
-    grown = replace(bench.guests[0], rss_kib=GIB + 6 * MEASURE_S * 1024)
+    grown = replace(bench.guests[0], rss_kib=GIB + 6 * int(passed_s) * 1024)
     bench.dirty.see([grown, bench.guests[1]], is_wanted=True)
     await bench.step(MEASURE_S + 2)
     assert bench.rates == {grown.key: 4 * 1024, bench.guests[1].key: 10 * 1024}
@@ -131,6 +167,10 @@ async def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and
     assert bench.rates == {bench.guests[2].key: 3 * 1024}
     await bench.step(turn_every_s(3))
     assert bench.guests[1].uuid in bench.hypervisor.measuring
+    bench.hypervisor.xml.clear()
+    await bench.step(turn_every_s(3))
+    assert bench.rates == {}
+    assert not bench.is_due, "before a pass has seen that they ended"
 
 
 async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_over_the_next_connection() -> None:
@@ -142,7 +182,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step()
     await bench.step(MEASURE_S + 2)
     assert bench.rates
-    bench.host = Gone()
+    bench.host = Gone(xml=bench.hypervisor.xml)
     await bench.step(turn_every_s(3))
     assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
     bench.host = bench.hypervisor
@@ -150,7 +190,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     bench.dirty.see(bench.guests, is_wanted=True)
     await bench.step()
     assert bench.hypervisor.measuring
-    bench.host = Gone()
+    bench.host = Gone(xml=bench.hypervisor.xml)
     await bench.step(turn_every_s(3))
     await bench.step(turn_every_s(3))
     bench.host = bench.hypervisor
@@ -166,7 +206,7 @@ async def test_a_guest_that_cannot_be_measured_any_more_has_no_rate(cause: str) 
     await bench.step(MEASURE_S + 2)
     assert bench.rates.keys() == {first.key, second.key}
     if cause == "not over":
-        await bench.step(MEASURE_S)
+        await bench.step(MEASURE_S - 1)
         del bench.hypervisor.measuring[second.uuid]
         await bench.step(2)
     else:
@@ -185,7 +225,7 @@ async def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fai
 
     answered = threading.Event()
     bench = Bench(1)
-    bench.host = Slow()
+    bench.host = Slow(xml=bench.hypervisor.xml)
     waiting = asyncio.ensure_future(bench.step())
     await asyncio.sleep(0)
     bench.host = bench.hypervisor
@@ -212,7 +252,7 @@ class Refusing(FakeHypervisor):
 
 async def test_a_refusal_is_asked_for_once_and_tried_again_later() -> None:
     bench = Bench(1, 2)
-    bench.host = refusing = Refusing()
+    bench.host = refusing = Refusing(xml=bench.hypervisor.xml)
     for times in (1, 2):
         await bench.step(RETRY_S)
         assert (refusing.asked, len(bench.failures)) == (times, times), "the log tells each cause once"
@@ -237,11 +277,41 @@ async def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_dis
     bench.dirty.see([grown, slow, diskless], is_wanted=True)
     bench.now_s += turn_every_s(3)
     await bench.step()
-    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / turn_every_s(3))}
+    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / bench.between_s(turn_every_s(3)))}
     reads[fast.uuid] = 0  # its disk was replaced
     bench.now_s += turn_every_s(3)
     await bench.step()
     assert bench.rates == {}
+
+
+async def test_a_guest_that_libvirt_measures_as_0_changes_as_fast_as_it_reads_below_1_mib_a_second() -> None:
+    bench = Bench(0, 0, 0, 0, 3)
+    slow, fast, growing, diskless, busy = bench.guests
+    reads, passed_s = bench.hypervisor.read_bytes, bench.between_s(MEASURE_S + 1.5)
+    reads.update(dict.fromkeys((slow.uuid, fast.uuid, growing.uuid, busy.uuid), 5 << 30))
+    await bench.step()
+    for one, kib_per_s in ((slow, 600), (fast, 7000), (growing, 600), (busy, 7000)):
+        reads[one.uuid] += kib_per_s * 1024 * int(passed_s)
+    grown = replace(growing, rss_kib=GIB + 400 * int(passed_s))
+    bench.dirty.see([slow, fast, grown, diskless, busy], is_wanted=True)
+    await bench.step(MEASURE_S + 1.5)
+    assert bench.rates == {slow.key: 600, fast.key: 1024, growing.key: 200, diskless.key: 0, busy.key: 3 * 1024}
+    await bench.step(MEASURE_S + 2)
+    assert bench.rates[slow.key] == 0, "what it read before counts no more"
+
+
+async def test_what_a_guest_reads_while_it_is_not_measured_is_not_counted() -> None:
+    bench = Bench(*[0] * 200)
+    first, reads = bench.guests[0], bench.hypervisor.read_bytes
+    reads[first.uuid] = 0
+    await bench.pass_time(MEASURE_S + 1)
+    assert bench.rates == {first.key: 0}
+    reads[first.uuid] += 1 << 30
+    await bench.pass_time(200 * PACE_S - MEASURE_S - 1)
+    assert bench.rates[first.key] == 0
+    reads[first.uuid] += (MEASURE_S + 1) * 100 * 1024
+    await bench.pass_time(MEASURE_S + 1)
+    assert bench.rates[first.key] == 100
 
 
 @dataclass
@@ -260,7 +330,7 @@ class Hanging(FakeHypervisor):
 async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
     bench = Bench(1, 2, 3)
     first, second, third = bench.guests
-    host = Hanging(dirty_mib_per_s=bench.hypervisor.dirty_mib_per_s, stuck=frozenset({second.uuid}))
+    host = Hanging(**vars(bench.hypervisor), stuck=frozenset({second.uuid}))
     bench.host = bench.hypervisor = host
     for bench.limit_s in (HANG_S, SHORT_S, HANG_S):  # short for the one that hangs
         await bench.step(times=1)
@@ -282,7 +352,7 @@ async def test_a_guest_whose_monitor_hangs_costs_only_itself_its_rate() -> None:
 async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() -> None:
     bench = Bench(*range(MAX_HANGING + 3))
     bench.limit_s = SHORT_S
-    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    host = Hanging(xml=bench.hypervisor.xml, stuck=frozenset(one.uuid for one in bench.guests))
     bench.host = bench.hypervisor = host
     await bench.step()
     assert len(bench.failures) == MAX_HANGING + 1
@@ -293,7 +363,7 @@ async def test_where_many_guests_hang_libvirt_does_and_is_asked_again_later() ->
 async def test_calls_that_never_return_are_those_of_the_lost_connection_alone() -> None:
     bench = Bench(*range(MAX_HANGING + 3))
     bench.limit_s = SHORT_S
-    host = Hanging(stuck=frozenset(one.uuid for one in bench.guests))
+    host = Hanging(xml=bench.hypervisor.xml, stuck=frozenset(one.uuid for one in bench.guests))
     working, bench.host = bench.hypervisor, host
     bench.hypervisor = host
     await bench.step()

@@ -263,6 +263,37 @@ async def test_nothing_is_switched_unless_it_is_wanted_and_what_was_is_undone_wh
     assert bench.sets == [("tenant-a", False), ("tenant-a", True)]
 
 
+async def test_while_the_policy_only_observes_no_guest_is_unmerged_or_let_in() -> None:
+    observing = replace(ENFORCED, policy="observe")
+    bench = Bench(guest("tenant-a"), guest("loud"), config=observing)
+    bench.part.follow(("uuid of loud/1",))
+    await bench.settle()
+    assert (bench.sets, bench.exposed[-1]) == ([], ("tenant-a",))
+    bench.configuration.in_force = ENFORCED
+    await bench.settle()
+    assert sorted(bench.sets) == [("loud", False), ("tenant-a", False)]
+    bench.configuration.in_force = replace(observing, private_guests=(), private_enforce="report")
+    bench.part.follow(())
+    await bench.settle()
+    assert (bench.sets, len(bench.unmerged)) == ([], 2)
+    bench.configuration.in_force = Config()
+    await bench.settle()
+    assert sorted(bench.sets) == [("loud", True), ("tenant-a", True)]
+
+
+async def test_no_guest_is_unmerged_that_was_to_be_before_the_policy_only_observes() -> None:
+    class Reloading(FakeChoices):
+        def read(self) -> dict[str, Choice]:
+            bench.configuration.in_force = replace(ENFORCED, policy="observe")
+            return super().read()
+
+    bench = Bench(guest("tenant-a"))
+    bench.choices = Reloading()
+    bench.restart()
+    await bench.settle()
+    assert bench.sets == []
+
+
 @pytest.mark.parametrize("merge", [False, True])
 async def test_a_switch_that_the_agent_was_killed_in_is_made_again(merge: bool) -> None:
     bench = Bench(guest("tenant-a"))

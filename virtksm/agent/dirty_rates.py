@@ -1,11 +1,16 @@
 """How fast the guests' memory changes: measured by libvirt, or bounded by what they read from disk, between passes.
 
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
-MEASURE_S seconds; nothing is logged and no page is write-protected. Where that is refused or fails, the guest's block
-statistics are read: what a guest reads from disk is written into its memory, most of it as page cache. Each guest that
-may merge has its turn one after the other, while the policy acts, in calls of its own: one that hangs costs no other
-its rate. A pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy
-assumes.
+MEASURE_S seconds; nothing is logged and no page is write-protected. What a guest reads from disk is written into its
+memory, most of it as page cache: the guest's block statistics tell it where measuring is refused or fails, and where
+it finds 0, which stands for all below 1 MiB a second.
+
+Each guest that may merge has its turn while the policy acts, one call at a time. Measurements begin, and so end, PACE_S
+apart: one guest is sampled at a time, unless that takes longer, and up to MEASURE_S / PACE_S = 120 are between their
+two samples. Meanwhile each has a thread in QEMU that sleeps and holds no lock (QEMU's migration/dirtyrate.c,
+`calculate_dirtyrate_sample_vm`), and no job in libvirt, which ends with the call (libvirt's qemu_driver.c,
+`qemuDomainStartDirtyRateCalc`). The calls are this module's own, and one that hangs costs no other guest its rate. A
+pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
 """
 
 from __future__ import annotations
@@ -15,17 +20,21 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from virtksm.agent.calls import GuestCalls, wait_next
 from virtksm.errors import GuestVanished, LibvirtRefuses, LibvirtTimeout, SensingFailed, Unsupported, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.policy.adaptive.changes import BLIND_S
 
+Result = TypeVar("Result")
+
 MEASURE_S = 60
 """Between the two samples (libvirt: its longest)."""
+TOLD_KIB_PER_S = 1024
+"""A slower rate is told as 0 (libvirt: whole MiB a second, rounded down)."""
 PACE_S = 0.5
-"""From one guest to the next (chosen)."""
+"""From the beginning of one guest's measurement to the next (chosen)."""
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
@@ -60,14 +69,17 @@ class Measures(Protocol):
 class Turn:
     """When a guest is asked next, as it is now, and what it was when it was asked last.
 
-    `is_measuring`: libvirt measures it since `then_s`. `read_bytes`: what it had read from disk at `then_s`.
+    `is_measuring`: libvirt measures it since `then_s`; `is_pausing`: it was measured then, and nothing is to be learned
+    of what follows until `begin_s`, when it is measured next. `read_bytes`: what it had read from disk at `then_s`.
     """
 
     due_s: float
+    begin_s: float
     now: Guest
     then: Guest
     then_s: float = 0.0
     is_measuring: bool = False
+    is_pausing: bool = False
     read_bytes: int | None = None
 
 
@@ -86,6 +98,8 @@ class DirtyRates:
     clock: Callable[[], float] = time.monotonic
     calls: GuestCalls = field(default_factory=partial(GuestCalls, MAX_HANGING))
     turns: dict[str, Turn] = field(default_factory=dict)
+    next_s: float = 0.0
+    """When the next measurement may begin."""
     start_s: float = 0.0
     """When to begin to measure guests again, after a refusal."""
     retry_s: float = 0.0
@@ -107,7 +121,8 @@ class DirtyRates:
             if key in self.turns:
                 self.turns[key].now = guest
             else:
-                self.turns[key] = Turn(due_s=self.clock(), now=guest, then=guest)
+                now_s = self.clock()
+                self.turns[key] = Turn(due_s=now_s, begin_s=now_s, now=guest, then=guest)
         self.seen.set()
 
     def forget(self) -> None:
@@ -125,8 +140,8 @@ class DirtyRates:
         if host is None or not turns:
             await wait_next(self.seen)
             return
-        turn = min(turns, key=lambda one: one.due_s)
-        due_s = max(turn.due_s, self.retry_s)
+        turn = min(turns, key=self.due_s)
+        due_s = self.due_s(turn)
         if due_s > now_s:
             await wait_next(self.seen, due_s - now_s)
             return
@@ -148,51 +163,68 @@ class DirtyRates:
             for one in self.turns.values():
                 one.is_measuring = False
 
+    def due_s(self, turn: Turn) -> float:
+        """Return when to ask for a guest; the end of a measurement that is not followed by one waits for no other."""
+        due_s = max(turn.due_s, self.retry_s)
+        return due_s if due_s < turn.begin_s else max(due_s, self.next_s)
+
     async def _ask(self, host: Measures, turn: Turn, now_s: float) -> None:
-        """Read what was measured, and begin to measure; where that fails, read what the guest has read from disk."""
-        guest = turn.now
-        run = partial(self.calls.one.run, f"ask how fast guest {guest.name} changes", limit_s=self.limit_s())
-        every_s = turn_every_s(len(self.turns))
+        """Learn from what was measured and what the guest has read from disk, and begin to measure."""
+        guest, every_s = turn.now, turn_every_s(len(self.turns))
         turn.due_s = now_s + every_s
-        if turn.is_measuring:
-            turn.is_measuring, turn.due_s = False, turn.then_s + every_s
-            mib_per_s = await run(partial(_or_none, partial(host.dirty_rate, guest.uuid)))
-            self._learn(turn, None if mib_per_s is None else mib_per_s * 1024, MEASURE_S)
-            if turn.due_s > now_s:
-                return
-        if now_s >= self.start_s:
-            try:
-                await run(partial(host.start_dirty_rate, guest.uuid, MEASURE_S))
-            except (LibvirtRefuses, Unsupported) as error:
-                if host is not self.source():
-                    return
+        was_measuring, turn.is_measuring = turn.is_measuring, False
+        read = partial(_read, host, guest.uuid, is_measured=was_measuring)
+        mib_per_s, read_bytes = await self._run(guest, read)
+        if not turn.is_pausing:
+            self._learn(turn, mib_per_s, read_bytes, now_s - turn.then_s)
+        turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
+        turn.begin_s = max(turn.begin_s, self.next_s)
+        turn.is_pausing = now_s < turn.begin_s
+        if turn.is_pausing:
+            turn.due_s = turn.begin_s
+            return
+        self.next_s = now_s + PACE_S
+        turn.begin_s = now_s + every_s
+        if now_s < self.start_s:
+            return
+        try:
+            await self._run(guest, partial(host.start_dirty_rate, guest.uuid, MEASURE_S))
+        except (LibvirtRefuses, Unsupported) as error:
+            if host is self.source():
                 self.start_s = now_s + RETRY_S
                 self.failing(error)
-            except SensingFailed:
-                pass
-            else:
-                turn.then, turn.then_s, turn.is_measuring, turn.read_bytes = guest, now_s, True, None
-                turn.due_s = now_s + MEASURE_S + 1
-                return
-        read_bytes = await run(partial(_or_none, partial(host.disk_reads, guest.uuid)))
-        passed_s = now_s - turn.then_s
-        if read_bytes is None or turn.read_bytes is None:
-            self._learn(turn, None, passed_s)
+        except SensingFailed:
+            pass
         else:
-            kib_per_s = (read_bytes - turn.read_bytes) / 1024 / passed_s
-            # Reads do not tell of other writes: a rate below the assumed one is none.
-            is_more = kib_per_s * BLIND_S > (guest.rss_kib or 0)
-            self._learn(turn, kib_per_s if is_more else None, passed_s)
-        turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
+            turn.is_measuring, turn.due_s = True, now_s + MEASURE_S + 1
 
-    def _learn(self, turn: Turn, kib_per_s: float | None, passed_s: float) -> None:
-        """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory."""
-        key = turn.now.key
+    async def _run(self, guest: Guest, call: Callable[[], Result]) -> Result:
+        return await self.calls.one.run(f"ask how fast guest {guest.name} changes", call, self.limit_s())
+
+    def _learn(self, turn: Turn, mib_per_s: int | None, read_bytes: int | None, passed_s: float) -> None:
+        """Take a rate, less what the guest has grown by meanwhile: that is new memory, not changed memory.
+
+        What is read into the same pages again changes no more of them: a measured rate, which compares pages, is
+        believed against a higher one of reads.
+        """
+        key, kib_per_s, read_kib_per_s = turn.now.key, None, 0.0
+        if read_bytes is not None and turn.read_bytes is not None:
+            read_kib_per_s = (read_bytes - turn.read_bytes) / 1024 / passed_s
+        if mib_per_s is not None:
+            kib_per_s = mib_per_s * 1024 or min(read_kib_per_s, TOLD_KIB_PER_S)
+        elif read_kib_per_s * BLIND_S > (turn.now.rss_kib or 0):  # else the assumed rate: reads tell of no other writes
+            kib_per_s = read_kib_per_s
         if kib_per_s is None or self.turns.get(key) is not turn:  # it has gone meanwhile
             self.rates.pop(key, None)
             return
         grown_kib = max((turn.now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
         self.rates[key] = max(kib_per_s - grown_kib / passed_s, 0.0)
+
+
+def _read(host: Measures, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
+    """Return what was measured of a guest in MiB a second, if it was, and how many bytes it has read from its disks."""
+    mib_per_s = _or_none(partial(host.dirty_rate, uuid)) if is_measured else None
+    return mib_per_s, _or_none(partial(host.disk_reads, uuid))
 
 
 def _or_none(read: Callable[[], int | None]) -> int | None:

@@ -1,10 +1,11 @@
 """Keeps guests from merging while they run, one at a time: private ones and those that rewrite what merges.
 
-`private_enforce` and `exclude_rewriters` ask for it. The reader of the guests' XML tells when anything has changed:
-guests, their XML, the configuration or the connection. Which guests are rewriters the policy tells with each pass.
-`find_steps` then says which guests are to be switched; each is, beside the loop and beside passes, which neither wait
-nor know of it. What was done is saved before and after, by process: an agent that starts again switches nothing twice,
-and repeats what it was killed in. At its end everything stays as it is, since private holds while an agent restarts.
+`private_enforce` and `exclude_rewriters` ask for it; while the policy only observes, no guest is switched. The reader
+of the guests' XML tells when anything has changed: guests, their XML, the configuration or the connection. Which guests
+are rewriters the policy tells with each pass. `find_steps` then says which guests are to be switched; each is, beside
+the loop and beside passes, which neither wait nor know of it. What was done is saved before and after, by process: an
+agent that starts again switches nothing twice, and repeats what it was killed in. At its end everything stays as it is,
+since private holds while an agent restarts.
 
 A guest whose monitor hangs costs one thread, and no other guest its turn. What fails for a guest is tried again later
 and later, and at once when an administrator asks for a pass. A guest that has just started has merged nothing yet; an
@@ -149,6 +150,8 @@ class GuestSwitches:
             self.reader.name_exposed()
             await wait_set(self.seen, MAX_RETRY_S)
             return
+        if self._config.only_observes:  # also where that has come into force meanwhile
+            found = found._replace(steps=())
         self._learn(found)
         self.calls.forget_returned()
         now_s = self.clock()

@@ -236,8 +236,8 @@ class Config(NamedTuple):
     )
     private_enforce: Literal["report", "unmerge"] = key(
         "report",
-        "What the agent does with a private guest that can merge, whatever the policy: name it, or also unmerge it "
-        "while it runs, by QEMU's monitor (docs/guide.md).",
+        "What the agent does with a private guest that can merge: name it, or also unmerge it while it runs, by QEMU's "
+        "monitor (docs/guide.md). Policy observe changes nothing, and takes only report.",
         "libvirt marks a guest that was unmerged as tainted, and the right to do it is as good as root over the guest.",
         choices=("report", "unmerge"),
     )
@@ -271,6 +271,12 @@ def find_inconsistencies(config: Config) -> Iterator[tuple[tuple[str, ...], str,
             ("ksmtuned.npages_min", "ksmtuned.npages_max"),
             f"{law.npages_min} is more than ksmtuned.npages_max, {law.npages_max}",
             "lower npages_min or raise npages_max",
+        )
+    if config.only_observes and config.private_enforce == "unmerge":
+        yield (
+            ("private_enforce", "policy"),
+            'is "unmerge", and policy is "observe", which changes nothing',
+            'set private_enforce = "report", or another policy (adaptive.engage = "never" scans nothing)',
         )
     yield from _find_bad_places(config.metrics)
 

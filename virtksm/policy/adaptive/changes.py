@@ -26,7 +26,7 @@ OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 BLIND_S = 24 * 3600.0
 """Unmeasured memory changes once in so long (chosen)."""
 QUIET_S = 7 * BLIND_S
-"""Measured memory changes at least once in so long: libvirt tells no less than 1 MiB a second (chosen)."""
+"""Measured memory changes at least once in so long: below 1 MiB a second only disk reads are told (chosen)."""
 UNSEEN_SHARE = 1 / 64
 """Unseen other processes hold this share of memory (chosen)."""
 
