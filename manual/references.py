@@ -114,6 +114,8 @@ def rewritten() -> Iterator[tuple[Path, str]]:
 
 UNITS = {
     "_S_PER_KIB": "s/KiB",
+    "_KIB_PER_S": "KiB/s",
+    "_BYTES": "bytes",
     "_S": "s",
     "_MS": "ms",
     "_KIB": "KiB",
