@@ -35,6 +35,13 @@ def payload_pages(pid: int, *, memory_mib: int, pages: int) -> Iterator[bytes]:
         yield content[at : at + _PAGE_BYTES]
 
 
+def mergeable_kib(pid: int) -> list[int]:
+    """Tell the resident memory of each of a process's mappings that may merge."""
+    text = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8")
+    mappings = re.findall(r"^Rss: +(\d+) kB$.*?^VmFlags:([^\n]*)$", text, re.MULTILINE | re.DOTALL)
+    return [int(kib) for kib, flags in mappings if " mg" in flags]
+
+
 def zero_mapped_kib(pid: int) -> int:
     """Tell how much of a process's anonymous memory is the kernel's zero page, for root to read.
 

@@ -8,7 +8,7 @@ import pytest
 
 from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest
-from tests.lab.guest_memory import zero_mapped_kib
+from tests.lab.guest_memory import mergeable_kib, zero_mapped_kib
 from tests.lab.hang import HANG_S
 from tests.lab.ksm import IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
@@ -88,6 +88,12 @@ def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_
     wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
     assert full - resident_bytes(running) >= 0.9 * GUESTS * ZERO_MIB * MIB
     assert line["decision"]["numbers"]["other_processes_bytes"] == 0, "the agent's own are no other process's"
+    assert agent.home.run("pause", "--connect", agent.uri).returncode == 0
+    assert len(mergeable_kib(agent.pid)) == 1, "they keep their place before the guests"
+    assert agent.home.run("resume", "--connect", agent.uri).returncode == 0
+    agent.home.configure(SWEEPING_LAW.replace('"adaptive"', '"observe"'))
+    agent.reload()
+    assert mergeable_kib(agent.pid) == []
 
 
 @pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
