@@ -481,10 +481,10 @@ def test_stopping_guests_do_no_harm(starts: list[Start], at_s: float, number: in
     st.sampled_from([4, 16, 64]),
 )
 @example([Start(at_s=0.0, guest=PayloadGuest(name="g", memory_mib=64, common_mib=16, seed=1))], 2, 4, 0, 4)
-def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ceiling(
+def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_minute_and_no_pressure_lifts_its_ceiling(
     hidden: list[str], starts: list[Start], cpu_percent: int, max_cpu_percent: int, reserve_percent: int, page_kib: int
 ) -> None:
-    """Ten seconds may hold one batch too many, in which pages cost twice as much as in the one before."""
+    """They may hold one batch too many, in which pages cost twice as much as in the one before."""
     params = AdaptiveParams(
         engage="always", cpu_percent=cpu_percent, max_cpu_percent=max_cpu_percent, reserve_percent=reserve_percent
     )
@@ -495,8 +495,10 @@ def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ce
     budgets = [report.decision.reason.numbers["cpu_budget_percent"] or 0.0 for _, report in ours.passes]
     assert ordinary <= min(budgets) <= max(budgets) <= percent
     used_s = [sample.ksmd_cpu_seconds for sample in ours.samples]
-    most_s = max(after - before for before, after in zip(used_s, used_s[100:], strict=False))
-    assert most_s <= percent / 100 * (10 + 2 * BATCH_S)
+    for window_s, most_s in ((10, 10 + 2 * BATCH_S), (60, 66)):
+        most_used_s = max(after - before for before, after in zip(used_s, used_s[10 * window_s :], strict=False))
+        is_estimate = "ksmd_cpu_seconds" in hidden  # a remote host's: not exact to a tenth
+        assert most_used_s <= percent / 100 * most_s or (window_s == 60 and is_estimate)
 
 
 @settings(max_examples=4)
