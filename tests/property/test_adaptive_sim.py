@@ -220,6 +220,40 @@ def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
     assert ours.cpu_until(8 * 3600.0) < 0.00015 * 8 * 3600.0
 
 
+@settings(max_examples=8)
+@given(storms(times=4), st.sampled_from([5, 20, 100]), st.sampled_from([0.05, 0.5]))
+@example(
+    [
+        Start(at_s=at_s, guest=PayloadGuest(name=f"{at_s}", memory_mib=1024, common_mib=168, own_mib=156, seed=seed))
+        for seed, at_s in enumerate((25.0, 27.0, 33.0))
+    ],
+    20,
+    0.05,
+)
+def test_the_same_guests_merge_no_later_with_less_memory_available(
+    starts: list[Start], cpu_percent: int, available: float
+) -> None:
+    """With the reserve available once they have filled, and with a part of it: 90 % of what they save, but for a batch.
+
+    Pressure has a full scan begin earlier, and may have it end at the same moment of another one.
+    """
+    taken_s, pressures = [], []
+    for part in (1.0, available):
+        host = new_host()
+        reserve_kib = host.total_kib // 5
+        held_kib = sum(start.guest.content_mib * 1024 + host.guest_overhead_kib for start in starts)
+        host.own_kib = host.total_kib - held_kib - int(reserve_kib * part)
+        params = AdaptiveParams(engage="always", cpu_percent=cpu_percent, max_cpu_percent=100, reserve_percent=20)
+        ours = run_policy(host, AdaptivePolicy(params=params), starts, until_s=2 * UNTIL_S, sample_every_s=0.5)
+        most = 0.9 * ours.samples[-1].saved_pages
+        assert most or len(starts) == 1
+        taken_s.append(next(one.t_s for one in ours.samples if one.saved_pages >= most))
+        pressures.append(max(report.decision.reason.numbers["pressure"] or 0.0 for _, report in ours.passes))
+    assert pressures[0] == 0 < pressures[1]
+    plenty_s, scarce_s = taken_s
+    assert scarce_s <= plenty_s + BATCH_S
+
+
 @pytest.mark.parametrize("available_gib", [2, 5])
 @pytest.mark.parametrize("mib_per_min", [0, 1, 2])
 def test_one_guest_alone_is_scanned_little_on_a_host_that_it_fills(available_gib: int, mib_per_min: int) -> None:
