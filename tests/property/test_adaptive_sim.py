@@ -1,4 +1,7 @@
-"""The adaptive policy on the simulated kernel: what can merge does, in bounded time, then it rests."""
+"""The adaptive policy on the simulated kernel: what can merge does, in bounded time, then it rests.
+
+The exception is what smart_scan keeps apart (docs/policies.md, Limits).
+"""
 
 from itertools import product
 from statistics import mean
@@ -142,7 +145,10 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(page_kib:
 def test_so_do_new_memory_and_content_that_becomes_equal_in_place_with_each_signal_missing(
     hidden: str, change: Change, tells_images: bool
 ) -> None:
-    """Most of it soon where it is measured, all of it by the latest check scan."""
+    """Most of it soon where it is measured, all of it by the latest check scan.
+
+    With smart_scan that holds of guests that start together alone (`changes`): of what comes late a third never meets.
+    """
     host = new_host(hidden, smart_scan=change.smart_scan and hidden != "pages_skipped")  # either is of Linux 6.7
     host.tells_images = tells_images
     until_s = change.ends_s + LATEST_S + UNTIL_S
