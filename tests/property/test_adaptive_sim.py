@@ -23,7 +23,7 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, PRICES
+from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, MIN_MERGE_RATIO, PRICES
 from virtksm.values import replace
 
 pytestmark = pytest.mark.timeout(600)
@@ -420,7 +420,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_
         ksmd=Ksmd(rules=Rules(smart_scan=False)),
         tells_images=tells_images,
     )
-    until_s = UNTIL_S * (FIRST_MERGE_RATIO * (common_mib + own_mib) / common_mib if tells_images else 1)
+    until_s = UNTIL_S * (FIRST_MERGE_RATIO / MIN_MERGE_RATIO if tells_images else 1)
     host.set_parameters(dict(IDLE.items()))
     guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
     starts = [
