@@ -1,4 +1,7 @@
-"""The adaptive policy on the simulated kernel: what can merge does, in bounded time, then it rests."""
+"""The adaptive policy on the simulated kernel: what can merge does, in bounded time, then it rests.
+
+The exception is what smart_scan keeps apart (docs/policies.md, Limits).
+"""
 
 from itertools import product
 from statistics import mean
@@ -20,7 +23,7 @@ from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import BATCH_S
 from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, PRICES
+from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, MIN_MERGE_RATIO, PRICES
 from virtksm.values import replace
 
 pytestmark = pytest.mark.timeout(600)
@@ -142,7 +145,10 @@ def test_all_that_can_merge_merges_in_bounded_time_and_then_ksmd_rests(page_kib:
 def test_so_do_new_memory_and_content_that_becomes_equal_in_place_with_each_signal_missing(
     hidden: str, change: Change, tells_images: bool
 ) -> None:
-    """Most of it soon where it is measured, all of it by the latest check scan."""
+    """Most of it soon where it is measured, all of it by the latest check scan.
+
+    With smart_scan that holds of guests that start together alone (`changes`): of what comes late a third never meets.
+    """
     host = new_host(hidden, smart_scan=change.smart_scan and hidden != "pages_skipped")  # either is of Linux 6.7
     host.tells_images = tells_images
     until_s = change.ends_s + LATEST_S + UNTIL_S
@@ -218,6 +224,40 @@ def test_one_guest_alone_has_few_twins_and_is_scanned_little() -> None:
     ours = run_policy(new_host(), ALWAYS, [Start(at_s=0.0, guest=lone)], until_s=8 * 3600.0, sample_every_s=300.0)
     assert ours.cpu_until(8 * 3600.0) < 7 * ours.cpu_until(600.0)
     assert ours.cpu_until(8 * 3600.0) < 0.00015 * 8 * 3600.0
+
+
+@settings(max_examples=8)
+@given(storms(times=4), st.sampled_from([5, 20, 100]), st.sampled_from([0.05, 0.5]))
+@example(
+    [
+        Start(at_s=at_s, guest=PayloadGuest(name=f"{at_s}", memory_mib=1024, common_mib=168, own_mib=156, seed=seed))
+        for seed, at_s in enumerate((25.0, 27.0, 33.0))
+    ],
+    20,
+    0.05,
+)
+def test_the_same_guests_merge_no_later_with_less_memory_available(
+    starts: list[Start], cpu_percent: int, available: float
+) -> None:
+    """With the reserve available once they have filled, and with a part of it: 90 % of what they save, but for a batch.
+
+    Pressure has a full scan begin earlier, and may have it end at the same moment of another one.
+    """
+    taken_s, pressures = [], []
+    for part in (1.0, available):
+        host = new_host()
+        reserve_kib = host.total_kib // 5
+        held_kib = sum(start.guest.content_mib * 1024 + host.guest_overhead_kib for start in starts)
+        host.own_kib = host.total_kib - held_kib - int(reserve_kib * part)
+        params = AdaptiveParams(engage="always", cpu_percent=cpu_percent, max_cpu_percent=100, reserve_percent=20)
+        ours = run_policy(host, AdaptivePolicy(params=params), starts, until_s=2 * UNTIL_S, sample_every_s=0.5)
+        most = 0.9 * ours.samples[-1].saved_pages
+        assert most or len(starts) == 1
+        taken_s.append(next(one.t_s for one in ours.samples if one.saved_pages >= most))
+        pressures.append(max(report.decision.reason.numbers["pressure"] or 0.0 for _, report in ours.passes))
+    assert pressures[0] == 0 < pressures[1]
+    plenty_s, scarce_s = taken_s
+    assert scarce_s <= plenty_s + BATCH_S
 
 
 @pytest.mark.parametrize("available_gib", [2, 5])
@@ -380,7 +420,7 @@ def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_
         ksmd=Ksmd(rules=Rules(smart_scan=False)),
         tells_images=tells_images,
     )
-    until_s = UNTIL_S * (FIRST_MERGE_RATIO * (common_mib + own_mib) / common_mib if tells_images else 1)
+    until_s = UNTIL_S * (FIRST_MERGE_RATIO / MIN_MERGE_RATIO if tells_images else 1)
     host.set_parameters(dict(IDLE.items()))
     guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
     starts = [
@@ -481,10 +521,10 @@ def test_stopping_guests_do_no_harm(starts: list[Start], at_s: float, number: in
     st.sampled_from([4, 16, 64]),
 )
 @example([Start(at_s=0.0, guest=PayloadGuest(name="g", memory_mib=64, common_mib=16, seed=1))], 2, 4, 0, 4)
-def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ceiling(
+def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_minute_and_no_pressure_lifts_its_ceiling(
     hidden: list[str], starts: list[Start], cpu_percent: int, max_cpu_percent: int, reserve_percent: int, page_kib: int
 ) -> None:
-    """Ten seconds may hold one batch too many, in which pages cost twice as much as in the one before."""
+    """They may hold one batch too many, in which pages cost twice as much as in the one before."""
     params = AdaptiveParams(
         engage="always", cpu_percent=cpu_percent, max_cpu_percent=max_cpu_percent, reserve_percent=reserve_percent
     )
@@ -495,8 +535,10 @@ def test_ksmd_keeps_its_budget_over_any_ten_seconds_and_no_pressure_lifts_its_ce
     budgets = [report.decision.reason.numbers["cpu_budget_percent"] or 0.0 for _, report in ours.passes]
     assert ordinary <= min(budgets) <= max(budgets) <= percent
     used_s = [sample.ksmd_cpu_seconds for sample in ours.samples]
-    most_s = max(after - before for before, after in zip(used_s, used_s[100:], strict=False))
-    assert most_s <= percent / 100 * (10 + 2 * BATCH_S)
+    for window_s, most_s in ((10, 10 + 2 * BATCH_S), (60, 66)):
+        most_used_s = max(after - before for before, after in zip(used_s, used_s[10 * window_s :], strict=False))
+        is_estimate = "ksmd_cpu_seconds" in hidden  # a remote host's: not exact to a tenth
+        assert most_used_s <= percent / 100 * most_s or (window_s == 60 and is_estimate)
 
 
 @settings(max_examples=4)

@@ -1,4 +1,4 @@
-"""The adaptive policy: every page that can merge, soon, and then silence.
+"""The adaptive policy: every page that can merge, but for what smart_scan keeps apart, soon, and then silence.
 
 One idea carries the law: **a full scan is made when what it is expected to gain is worth what it costs.** In goes a
 snapshot and the state, out come the settings, the reason with its numbers, and the next state. The rules, numbered as

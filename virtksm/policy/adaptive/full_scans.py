@@ -98,8 +98,8 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
         scanning |= backlog.changed if scans.is_check else {}
-        is_scanned = backlog.changed_kib * NEGLIGIBLE > memory_kib and not scans.is_check
-        scans = replace(scans, changed=backlog.changed if is_scanned else EMPTY)
+        changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
+        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),

@@ -111,9 +111,13 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
         waiting[key] = waiting.get(key, 0) + kib
     waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
     gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
-    learned = replace(
-        state.learned, ratios={key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib}, pair={}
-    )
+    ratios = {key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib}
+    ratios |= {
+        key: replace(one, share=max(one.share, shares.least))
+        for key, one in ratios.items()
+        if not key.startswith(CHANGED)
+    }
+    learned = replace(state.learned, ratios=ratios, pair={})
     held_kib, current = gather(state.guests_kib), state.scans.current
     if current is not None:
         current = replace(current, scanning=gather(current.scanning))

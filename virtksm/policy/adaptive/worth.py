@@ -34,6 +34,8 @@ FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
 BOOKKEEPING_BYTES = 64
 """KSM's bookkeeping of a page, which a full scan frees once its process has ended (kernel: struct ksm_rmap_item)."""
+MIN_MERGE_RATIO = 0.05
+"""The least expected of a backlog that has twins elsewhere, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -125,13 +127,15 @@ class Shares(NamedTuple):
 
     The key of new memory is its process's, that of changed memory begins with CHANGED: a guest that rewrites what
     merges pays for itself. New memory of one of which nothing is known goes by its image. `lasting` is the share of all
-    that is saved which was not rewritten soon, `saving` the share of merged memory that is saved.
+    that is saved which was not rewritten soon, `saving` the share of merged memory that is saved. `least` is expected
+    of any backlog: nothing where one process has all memory, as twins are in another's.
     """
 
     learned: Learned
     images: Mapping[str, str]
     lasting: float
     saving: float
+    least: float
 
     def known(self, key: str) -> Ratio | None:
         """Return what was learned of a key's memory, else of its image's."""
@@ -169,8 +173,10 @@ def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
     images = {guest.key: guest.image for guest in snapshot.guests if guest.can_merge and guest.image is not None}
     learned = state.learned
     lasting = 1 - learned.rewritten_kib / max(learned.saved_kib, learned.rewritten_kib, 1)
-    merging = snapshot.ksm.merging_pages
-    return Shares(learned, images, lasting, (snapshot.ksm.pages_sharing or 0) / merging if merging else 1.0)
+    merging, held_kib = snapshot.ksm.merging_pages, state.guests_kib.values()
+    apart = 1 - max(held_kib, default=0) / max(sum(held_kib), 1)
+    saving = (snapshot.ksm.pages_sharing or 0) / merging if merging else 1.0
+    return Shares(learned, images, lasting, saving, least=MIN_MERGE_RATIO * min(2 * apart, 1.0))
 
 
 def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
@@ -182,7 +188,7 @@ def expect_of_backlog(shares: Shares, backlog: Backlog) -> tuple[float, str]:
         source = "as its last backlogs did"
     elif shares.images.get(most) in shares.learned.ratios:
         source = "as earlier guests of the image did"
-    return shares.ratio(parts), source
+    return max(shares.ratio(parts), shares.least), source
 
 
 def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], merged_kib: int) -> Learned:
