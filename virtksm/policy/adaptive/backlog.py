@@ -130,11 +130,11 @@ def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmer
     if _has_begun_anew(snapshot, scans):
         return Scans(fed=scans.fed if current is None else current.fed or scans.fed)
     if current is not None:
-        gone_kib = current.gone_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
+        taken_along_kib = current.taken_along_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
         if stopped_kib:
-            gone_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
+            taken_along_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
         scanning = _within(current.scanning, state.guests_kib)
-        current = replace(current, scanning=scanning, gone_kib=min(gone_kib, MAX_SUM))
+        current = replace(current, scanning=scanning, taken_along_kib=min(taken_along_kib, MAX_SUM))
     return replace(scans, current=current, changed=_within(scans.changed, state.guests_kib))
 
 

@@ -310,8 +310,8 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     is_second = scans.pair_left <= 1
     pair = add(scans.changed, once if is_second else ended.scanning)
     expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
-    # What of it has gone nobody tells: within that, it has merged as expected.
-    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.gone_kib, had_kib))
+    # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
+    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)

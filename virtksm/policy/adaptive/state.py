@@ -46,8 +46,8 @@ class FullScan(NamedTuple):
     scanning: Mapping[str, float]
     began: Meter
     began_kib: int
-    gone_kib: int = 0
-    """At most so much of what had merged has left meanwhile, with guests that stopped or cannot merge any more."""
+    taken_along_kib: int = 0
+    """What guests that stopped meanwhile, or cannot merge any more, had merged: at most."""
     fed: Meter | None = None
     """When ksmd was granted the last batch, of `batch_pages`."""
     batch_pages: int = 0
