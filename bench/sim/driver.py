@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.host import SimHost
 from bench.steps import Drift, Grow, Spoil, Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
@@ -65,6 +66,13 @@ def run_fixed(
     """Play the scenario with fixed settings."""
     host.set_parameters(dict(settings.items()))
     return _play(host, scenario, until_s, sample_every_s)
+
+
+def run_advisor(host: SimHost, scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0) -> Outcome:
+    """Play the scenario under the kernel's advisor, switched on before any guest starts."""
+    host.ksmd.advisor = Advisor()
+    first = Settings(pages_to_scan=FIRST_PAGES, sleep_millisecs=20)
+    return run_fixed(host, first, scenario, until_s=until_s, sample_every_s=sample_every_s)
 
 
 def run_policy(
