@@ -28,15 +28,12 @@ def main(arguments: list[str]) -> int:
         help=f"of {', '.join(PARTS)}; default all but {LARGE}",
     )
     parser.add_argument("--large", action="store_true", help="also the day of 1 TiB")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="smaller guests in drift, fewer in large (%(default)s)"
-    )
     options = parser.parse_args(arguments)
     all_met = True
     for name in dict.fromkeys([*options.works, *([LARGE] if options.large else [])]):
         machine, began_s = read_machine(), time.monotonic()
-        part = PARTS[name](options.scale)
-        machine = {**machine, "scale": options.scale, "played_s": round(time.monotonic() - began_s)}
+        part = PARTS[name]()
+        machine = {**machine, "played_s": round(time.monotonic() - began_s)}
         print(write_table(name, part.title, machine, part.rows, part.goals), flush=True)
         all_met &= all(goal.met for goal in part.goals)
     return 0 if all_met else 1

@@ -36,38 +36,31 @@ def start_all(guest: PayloadGuest, names: Iterable[str], *, every_s: float, from
     ]
 
 
-def spoilers(*, at_s: float = 60.0, common_mib: int = 256, low_s: float = 0.0) -> list[Event]:
-    """Two guests that rewrite their pages whenever those have merged; `low_s` as Spoil's."""
-    guest = PayloadGuest(name="", memory_mib=common_mib + 8, common_mib=common_mib, image=IMAGE_OF_SPOILERS)
+def spoilers(*, at_s: float = 60.0, low_s: float = 0.0) -> list[Event]:
+    """Two guests of 256 MiB that rewrite their pages whenever those have merged; `low_s` as Spoil's."""
+    guest = PayloadGuest(name="", memory_mib=264, common_mib=256, image=IMAGE_OF_SPOILERS)
     names = ("bad0", "bad1")
     return [*start_all(guest, names, every_s=1.0, from_s=at_s), Spoil(at_s=at_s + 10.0, names=names, low_s=low_s)]
 
 
-def drift_day(scale: float, *, changes: bool = True, rewriters: bool = False) -> list[Event]:
+def drift_day(*, changes: bool = True, rewriters: bool = False) -> list[Event]:
     """16 guests, 55 GiB; every four hours each replaces 940 MiB of its own pages, within five minutes.
 
-    They become equal in all guests, and nobody grows. `scale` makes guests and changes smaller.
+    They become equal in all guests, and nobody grows.
     """
-    common, zero, own = (int(mib * scale) for mib in (DRIFT_COMMON_MIB, DRIFT_ZERO_MIB, DRIFT_OWN_MIB))
+    common, zero, own = DRIFT_COMMON_MIB, DRIFT_ZERO_MIB, DRIFT_OWN_MIB
     guest = PayloadGuest(name="", memory_mib=common + zero + own + 20, common_mib=common, zero_mib=zero, own_mib=own)
     names = [f"g{number}" for number in range(DRIFT_GUESTS)]
     events = start_all(guest, names, every_s=5.0)
     for hour in DRIFT_HOURS if changes else ():
-        for at_s, pages_per_s in ((hour * HOUR_S, DRIFT_PAGES_PER_S * scale), (hour * HOUR_S + DRIFT_S, 0.0)):
+        for at_s, pages_per_s in ((hour * HOUR_S, DRIFT_PAGES_PER_S), (hour * HOUR_S + DRIFT_S, 0.0)):
             events += [Drift(at_s=at_s, name=name, pages_per_s=pages_per_s) for name in names]
-    return events + (spoilers(at_s=120.0, common_mib=int(256 * scale)) if rewriters else [])
+    return events + (spoilers(at_s=120.0) if rewriters else [])
 
 
-def drift_host(scale: float, *hidden: str) -> SimHost:
+def drift_host(*hidden: str) -> SimHost:
     """A host of 64 GiB that is always short of memory."""
-    return idle(
-        SimHost(
-            total_kib=int(64 * GIB_KIB * scale),
-            own_kib=int(4 * GIB_KIB * scale),
-            fill_mib_per_s=100.0,
-            hidden=frozenset(hidden),
-        )
-    )
+    return idle(SimHost(total_kib=64 * GIB_KIB, own_kib=4 * GIB_KIB, fill_mib_per_s=100.0, hidden=frozenset(hidden)))
 
 
 def spoiler_day() -> list[Event]:
