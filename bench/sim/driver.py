@@ -76,9 +76,18 @@ def run_advisor(host: SimHost, scenario: Scenario, *, until_s: float, sample_eve
 
 
 def run_policy(
-    host: SimHost, policy: Policy[Any], scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0
+    host: SimHost,
+    policy: Policy[Any],
+    scenario: Scenario,
+    *,
+    until_s: float,
+    sample_every_s: float = 1.0,
+    keeps_passes: bool = True,
 ) -> Outcome:
-    """Play the scenario under a policy, until `until_s` seconds after its beginning."""
+    """Play the scenario under a policy, until `until_s` seconds after its beginning.
+
+    Passes are not kept where nobody asks for them: those of a day over 500 guests fill gigabytes.
+    """
     cycle = Cycle(
         hypervisor=host,
         local=None if "local_facts" in host.hidden else host.facts,
@@ -90,13 +99,14 @@ def run_policy(
         tenure=Tenure(),
     )
     cycle.tenure.notes.unmerged = host.unmerged
-    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host))
+    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host, are_kept=keeps_passes))
 
 
 class _Passes:
     """When passes are due, and what they said; times are the host's."""
 
-    def __init__(self, cycle: Cycle[Any], host: SimHost) -> None:
+    def __init__(self, cycle: Cycle[Any], host: SimHost, *, are_kept: bool) -> None:
+        self.are_kept = are_kept
         self._cycle = cycle
         self._host = host
         self._coalescer = Coalescer(window_s=WINDOW_S).offer(Trigger.CONNECTED, 0.0)
@@ -136,8 +146,9 @@ def _play(
             if passes is not None and trigger is not None:
                 passes.offer(trigger, host.now_s)
         report = passes.run_due(host.now_s) if passes else None
-        if report is not None:
-            outcome.passes.append((t_s, report))
+        if passes and report is not None:
+            if passes.are_kept:
+                outcome.passes.append((t_s, report))
             continue
         if t_s >= len(outcome.samples) * sample_every_s:
             outcome.samples.append(take_sample(host, len(outcome.samples) * sample_every_s))
