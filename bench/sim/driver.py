@@ -21,6 +21,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
 from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.tuning.ownership import HostState
 from virtksm.values import replace
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
@@ -92,7 +93,7 @@ def run_policy(
         hypervisor=host,
         local=None if "local_facts" in host.hidden else host.facts,
         policy=policy,
-        store=FakeStore(),
+        store=_LastState(),
         switch=FakeSwitch(),
         clock=host.clock,
         on_conflict="reassert",
@@ -100,6 +101,14 @@ def run_policy(
     )
     cycle.tenure.notes.unmerged = host.unmerged
     return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host, are_kept=keeps_passes))
+
+
+class _LastState(FakeStore):
+    """A store that keeps the last state alone, as a real one."""
+
+    def save(self, state: HostState) -> None:
+        super().save(state)
+        self.saved.clear()
 
 
 class _Passes:
