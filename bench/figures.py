@@ -1,14 +1,15 @@
-"""Figures of a benchmark: goals met or missed, percentiles, the machine.
+"""Figures of a benchmark: goals met or missed, tables, percentiles, the machine.
 
 Percentiles are nearest-rank: p99 of 200 samples is the 198th smallest, a value that was really measured.
 """
 
+import argparse
 import math
 import os
 import platform
 import random
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,44 @@ def tell_goals(goals: Sequence[Goal], failures: Sequence[str] = ()) -> int:
     """Print goals and failures; return the exit code, 1 if a goal is missed or something failed."""
     print("\n".join(["", *(goal.line() for goal in goals), *(f"FAILED {failure}" for failure in failures)]))
     return 1 if failures or not all(goal.met for goal in goals) else 0
+
+
+def number(value: float | None, digits: int) -> str:
+    """Write a number; one that never came, None or infinite, is a dash."""
+    return "-" if value in (None, math.inf) else f"{value:.{digits}f}"
+
+
+def write_table(
+    name: str,
+    title: str,
+    machine: Mapping[str, object],
+    rows: Sequence[Sequence[str]],
+    goals: Iterable[Goal],
+    left_out: Iterable[str] = (),
+) -> str:
+    """Write one work's figures as Markdown: `rows` begin with their heads; then the goals, and why some have none."""
+    heads, *others = rows
+    lines = [
+        *(f"## {name}", "", f"{title}.", ""),
+        *(", ".join(f"{key} {value}" for key, value in machine.items()) + ".", ""),
+        *("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *others)),
+        "",
+        *(f"- {goal.line()}" for goal in goals),
+        *(f"- not judged: {reason}" for reason in left_out),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def names(known: Sequence[str]) -> Callable[[str], Sequence[str]]:
+    """Return what parses NAME,NAME of these."""
+
+    def parse(text: str) -> Sequence[str]:
+        given = list(dict.fromkeys(name.strip() for name in text.split(",")))
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
+        return given
+
+    return parse
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:

@@ -8,12 +8,12 @@ goals, report.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import libvirt
 
-from bench.figures import tell_machine
+from bench.figures import names, tell_machine
 from bench.race.contenders import CONTENDERS
 from bench.race.goals import judge_work
 from bench.race.ground import Disturbed, Ground
@@ -34,18 +34,6 @@ QUICK: Mapping[str, Sequence[str]] = {
     "--works": ("storm", "twin"),
     "--contenders": ("adaptive", "advisor-late", "clairvoyant"),
 }
-
-
-def names(known: Sequence[str]) -> Callable[[str], Sequence[str]]:
-    """Return what parses NAME,NAME of these."""
-
-    def parse(text: str) -> Sequence[str]:
-        given = list(dict.fromkeys(name.strip() for name in text.split(",")))
-        if unknown := [name for name in given if name not in known]:
-            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
-        return given
-
-    return parse
 
 
 def parse_options(arguments: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench.figures import Goal
+from bench.figures import Goal, number, write_table
 from bench.race.measures import LATE_LAG_S, USED_S, Figures, Results
 from bench.race.run import Run
 from bench.race.works import Work
@@ -57,22 +57,9 @@ def write_work(
     """Write one work's part; `machine` is that of bench.figures."""
     rows = [
         ["contender", *(head for head, _, _ in COLUMNS)],
-        ["---"] * (len(COLUMNS) + 1),
         *([name, *(number(value(run), digits) for _, value, digits in COLUMNS)] for name, run in results.items()),
     ]
-    lines = [
-        *(f"## {work.name}", "", f"{work.title}. {work.length_s:g} s.", ""),
-        *(", ".join(f"{name} {value}" for name, value in machine.items()) + ".", ""),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        *(f"- {goal.line()}" for goal in goals),
-        *(f"- not judged: {reason}" for reason in left_out),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return write_table(work.name, f"{work.title}. {work.length_s:g} s", machine, rows, goals, left_out)
 
 
 def draw_work(work: Work, runs: Sequence[Run], path: Path) -> None:

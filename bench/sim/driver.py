@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.sim.advisor import FIRST_PAGES, Advisor
 from bench.sim.host import SimHost
 from bench.steps import Drift, Grow, Spoil, Start, Stop
 from tests.fakes import FakeStore, FakeSwitch
@@ -20,6 +21,7 @@ from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Settings
 from virtksm.policy.base import Policy
 from virtksm.tuning.cycle import Cycle, Tenure
+from virtksm.tuning.ownership import HostState
 from virtksm.values import replace
 
 FLAT_OUT = Settings(pages_to_scan=100_000, sleep_millisecs=0)
@@ -67,28 +69,53 @@ def run_fixed(
     return _play(host, scenario, until_s, sample_every_s)
 
 
+def run_advisor(host: SimHost, scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0) -> Outcome:
+    """Play the scenario under the kernel's advisor, switched on before any guest starts."""
+    host.ksmd.advisor = Advisor()
+    first = Settings(pages_to_scan=FIRST_PAGES, sleep_millisecs=20)
+    return run_fixed(host, first, scenario, until_s=until_s, sample_every_s=sample_every_s)
+
+
 def run_policy(
-    host: SimHost, policy: Policy[Any], scenario: Scenario, *, until_s: float, sample_every_s: float = 1.0
+    host: SimHost,
+    policy: Policy[Any],
+    scenario: Scenario,
+    *,
+    until_s: float,
+    sample_every_s: float = 1.0,
+    keeps_passes: bool = True,
 ) -> Outcome:
-    """Play the scenario under a policy, until `until_s` seconds after its beginning."""
+    """Play the scenario under a policy, until `until_s` seconds after its beginning.
+
+    Passes are not kept where nobody asks for them: those of a day over 500 guests fill gigabytes.
+    """
     cycle = Cycle(
         hypervisor=host,
         local=None if "local_facts" in host.hidden else host.facts,
         policy=policy,
-        store=FakeStore(),
+        store=_LastState(),
         switch=FakeSwitch(),
         clock=host.clock,
         on_conflict="reassert",
         tenure=Tenure(),
     )
     cycle.tenure.notes.unmerged = host.unmerged
-    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host))
+    return _play(host, scenario, until_s, sample_every_s, _Passes(cycle, host, are_kept=keeps_passes))
+
+
+class _LastState(FakeStore):
+    """A store that keeps the last state alone, as a real one."""
+
+    def save(self, state: HostState) -> None:
+        super().save(state)
+        self.saved.clear()
 
 
 class _Passes:
     """When passes are due, and what they said; times are the host's."""
 
-    def __init__(self, cycle: Cycle[Any], host: SimHost) -> None:
+    def __init__(self, cycle: Cycle[Any], host: SimHost, *, are_kept: bool) -> None:
+        self.are_kept = are_kept
         self._cycle = cycle
         self._host = host
         self._coalescer = Coalescer(window_s=WINDOW_S).offer(Trigger.CONNECTED, 0.0)
@@ -128,8 +155,9 @@ def _play(
             if passes is not None and trigger is not None:
                 passes.offer(trigger, host.now_s)
         report = passes.run_due(host.now_s) if passes else None
-        if report is not None:
-            outcome.passes.append((t_s, report))
+        if passes and report is not None:
+            if passes.are_kept:
+                outcome.passes.append((t_s, report))
             continue
         if t_s >= len(outcome.samples) * sample_every_s:
             outcome.samples.append(take_sample(host, len(outcome.samples) * sample_every_s))

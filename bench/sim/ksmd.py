@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import ceil
 
+from bench.sim.advisor import Advisor
 from bench.sim.costs import KsmdCosts, wakes_at_s
 from bench.sim.memory import Region, SimGuest
 from bench.sim.pages import PageState
@@ -27,7 +28,7 @@ class Ksmd:
     """The thread, its settings as in /sys/kernel/mm/ksm, and its counters.
 
     `now_s` is how far it has come. `cursor` is the process being scanned, None between two full scans; `region` and
-    `page` are the place within it.
+    `page` are the place within it. An `advisor` sets pages_to_scan.
     """
 
     costs: KsmdCosts = field(default_factory=KsmdCosts)
@@ -35,6 +36,7 @@ class Ksmd:
     now_s: float = 0.0
     pages_to_scan: int = 100
     sleep_millisecs: int = 20
+    advisor: Advisor | None = None
     trees: Trees = field(default_factory=Trees)
     pages_scanned: int = 0
     pages_skipped: int = 0
@@ -131,6 +133,8 @@ class Ksmd:
         """Visit the next pages that fare alike, or go to the next process."""
         if self.cursor is None:
             self.trees.begin_full_scan()
+            if self.advisor is not None:
+                self.advisor.began_s = self.now_s
             self._spend(self.costs.full_scan_s)
             self._go_to(0)
         guest = self.cursor
@@ -178,6 +182,8 @@ class Ksmd:
             self.cursor = None
             self.full_scans += 1
             self._left = 0
+            if self.advisor is not None:
+                self.pages_to_scan = self.advisor.end_scan(self.now_s, self.cpu_seconds, self.pages_to_scan)
 
     def _forget_process(self, guest: SimGuest) -> None:
         place = self.processes.index(guest)

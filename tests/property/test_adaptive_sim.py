@@ -15,15 +15,26 @@ from bench.sim.costs import KsmdCosts
 from bench.sim.driver import Event, run_fixed, run_policy
 from bench.sim.host import SimHost
 from bench.sim.ksmd import Ksmd
+from bench.sim.least import COMMON_MIB, GAPS_S, OWN_MIB, Series
+from bench.sim.plays import vain_full_scans
 from bench.sim.visit import Rules
+from bench.sim.works import (
+    NEWCOMERS_MERGED_PAGES,
+    NEWCOMERS_S,
+    idle,
+    little_guests,
+    mixed_hour,
+    mixed_may_mib,
+    spoiler_day,
+    spoilers,
+)
 from bench.steps import Drift, Grow, Spoil, Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import IDLE, Settings
 from virtksm.policy.adaptive import AdaptivePolicy
 from virtksm.policy.adaptive.full_scans import BATCH_S
-from virtksm.policy.adaptive.growth import Growth
-from virtksm.policy.adaptive.worth import FIRST_MERGE_RATIO, LATEST_S, MIN_MERGE_RATIO, PRICES
+from virtksm.policy.adaptive.worth import LATEST_S
 from virtksm.values import replace
 
 pytestmark = pytest.mark.timeout(600)
@@ -38,12 +49,20 @@ CHECKED_S = 400.0
 MEASURED_S = 720.0
 """Of a change in place, where dirty rates are measured."""
 CONSTANT = 5.0
-"""The worst of 700 random series was 4.1, of two guests; with 10 to 80, evenly apart, 3.6 (docs/policies.md)."""
+"""The worst of random series is printed by `script/bench sim` (docs/benchmarks.md)."""
 MOST_FULL_SCANS = 17
 """The last of somebody else may end late, the first of a host that he has scanned may begin anywhere, then two, and
 MAX_MORE_FULL_SCANS."""
-MOST_LITTLE = 40
-"""Each pair is for the 5 MiB that the three have grown by: a cheaper full scan comes sooner."""
+MOST_PLAIN, MOST_SMART = 30, 40
+"""As measured, of three little guests, without and with smart_scan, while they grow from 102 to 180 MiB.
+
+Each pair is for the 1 to 13 MiB that have come since the one before. With smart_scan it costs a third to a half, so
+that it is worth making sooner. That is not the fault that real machines showed, 44 full scans instead of 7: one a
+second over the same memory, as what smart_scan had skipped was taken to be left. By the law that had it (before
+4f2eb47) these guests take 203 full scans in their first three minutes, by today's 18. What is left of it is bounded:
+for a guest of which half is expected to merge, and nothing does, four more full scans seek its twins among what was
+skipped, each for half as much. Guests that do not grow take a pair each.
+"""
 STEADY = Settings(pages_to_scan=1_000_000, sleep_millisecs=1000)
 TOTAL_KIB = 16 * 1024 * 1024
 
@@ -171,30 +190,18 @@ def test_guests_that_rewrite_what_has_merged_delay_nobody_else_and_cost_little(
     hidden: str, low_s: float, smart_scan: bool
 ) -> None:
     """Two of 256 MiB beside eight of 2 GiB; four newcomers at hour 22, merged in twice the time without the two."""
-    old = PayloadGuest(name="", memory_mib=2048, common_mib=900, own_mib=600)
-    new = PayloadGuest(name="", memory_mib=520, common_mib=256, own_mib=256, image=5)
-    at_s, most_pages = 22 * 3600.0, (7 * 900 + 0.9 * 3 * 256) * PAGES_PER_MIB
-    events: list[Event] = [Start(at_s=one, guest=replace(old, name=f"old{one}", seed=one)) for one in range(8)]
-    events += [Start(at_s=at_s + one, guest=replace(new, name=f"new{one}", seed=100 + one)) for one in range(4)]
     waits_s = []
     for more in ([], spoilers(low_s=low_s)):
         host = new_host(hidden, smart_scan=smart_scan)
         host.total_kib *= 4
-        ours = run_policy(host, ALWAYS, [*events, *more], until_s=at_s + 600.0, sample_every_s=1.0)
-        waits_s.append(next(one.t_s for one in ours.samples if one.saved_pages >= most_pages) - at_s)
+        ours = run_policy(host, ALWAYS, [*spoiler_day(), *more], until_s=NEWCOMERS_S + 600.0)
+        merged_s = next(one.t_s for one in ours.samples if one.saved_pages >= NEWCOMERS_MERGED_PAGES)
+        waits_s.append(merged_s - NEWCOMERS_S)
     alone_s, beside_s = waits_s
     assert alone_s > 0
     assert beside_s <= 2 * alone_s
     assert host.spoilt > 3
-    assert ours.cpu_until(at_s) - ours.cpu_until(3600.0) < 0.003 * 21 * 3600.0
-
-
-def spoilers(low_s: float = 0.0) -> list[Event]:
-    """Two guests of 256 MiB that rewrite their pages whenever those have merged."""
-    guest = PayloadGuest(name="", memory_mib=264, common_mib=256, image=77)
-    names = ("bad0", "bad1")
-    starts = [Start(at_s=60.0 + number, guest=replace(guest, name=name)) for number, name in enumerate(names)]
-    return [*starts, Spoil(at_s=70.0, names=names, low_s=low_s)]
+    assert ours.cpu_until(NEWCOMERS_S) - ours.cpu_until(3600.0) < 0.003 * 21 * 3600.0
 
 
 @pytest.mark.parametrize("hidden", ["nothing", "dirty_rates", "cow_ksm"])
@@ -360,98 +367,42 @@ def test_steady_growth_is_merged_soon_in_few_full_scans() -> None:
 
 def test_guests_that_cannot_merge_cost_no_scanning_and_delay_nobody() -> None:
     """One of 2 GiB of shared memory that grows by 50 MiB a second, again and again, and one with nosharepages."""
-    plain = PayloadGuest(name="", memory_mib=1600, common_mib=500, zero_mib=50, own_mib=450, grow_mib_per_min=10)
-    late = Start(at_s=2700.0, guest=replace(plain, name="late", memory_mib=1003, seed=4, grow_mib_per_min=0))
-    starts: list[Event] = [
-        Start(at_s=5.0 * one, guest=replace(plain, name=f"g{one}", seed=one // 2)) for one in range(4)
-    ]
-    apart = PayloadGuest(name="apart", memory_mib=6000, own_mib=500, grow_mib_per_min=50, nosharepages=True)
-    shared = PayloadGuest(name="shared", memory_mib=2048, own_mib=50, grow_mib_per_min=3000, is_shared=True)
-    beside: list[Event] = [Start(at_s=300.0, guest=apart)]
-    for at_s in range(300, 3600, 300):
-        beside += [Start(at_s=at_s, guest=shared), Stop(at_s=at_s + 299.0, name=shared.name)]
     runs = []
-    for events in ([*starts, late], [*starts, late, *beside]):
+    for beside in (False, True):
         host = new_host()
         host.total_kib *= 4
-        runs.append(run_policy(host, ALWAYS, events, until_s=3600.0))
+        runs.append(run_policy(host, ALWAYS, mixed_hour(beside=beside), until_s=3600.0))
     alone, mixed = runs
     assert mixed.samples[-1].full_scans == alone.samples[-1].full_scans
     assert mixed.cpu_until(3600.0) <= 1.1 * alone.cpu_until(3600.0)
     behind_mib = []
     for run in runs:
         saved_mib = [(one.t_s, one.saved_pages / PAGES_PER_MIB) for one in run.samples if one.t_s >= 600.0]
-        may_mib = [2600.0 + 20.0 * (t_s - 20.0) / 60 + 550.0 * (t_s >= 2705.0) for t_s, _ in saved_mib]
-        behind_mib.append(mean(may - saved for may, (_, saved) in zip(may_mib, saved_mib, strict=True)))
+        behind_mib.append(mean(mixed_may_mib(t_s) - saved for t_s, saved in saved_mib))
     assert 0 < behind_mib[1] <= 1.1 * behind_mib[0]
-
-
-def least_paid(starts_s: list[float], common_mib: int, own_mib: int) -> float:
-    """Return the least that anybody spends who knows all starts: ksmd-seconds, and waiting at the settled price.
-
-    Equal guests, `starts_s` apart; each may be covered at its start or at any later one's. A bound from below: a guest
-    fills at once, scanning takes no time, trees cost nothing to search, and no page is scanned more than twice.
-    """
-    costs, common, own = KsmdCosts(), common_mib * PAGES_PER_MIB, own_mib * PAGES_PER_MIB
-    least = [0.0]
-    for last, at_s in enumerate(starts_s):
-        choices = []
-        for first in range(last + 1):  # guests first..last are covered at the last one's start
-            merged, alone = (first * common, first * own) if first > 1 else (0, first * (common + own))
-            new = last + 1 - first
-            scan_s = 2 * (merged * costs.merged_s + alone * costs.settled_s)
-            scan_s += new * (costs.first_s * (common + own) + costs.settled_s * own + costs.join_s * common)
-            waited_s = sum(at_s - starts_s[one] for one in range(max(first, 1), last + 1))
-            worth_s = PRICES[Growth.SETTLED] * waited_s * common / ((last + 1) * (common + own))
-            choices.append(least[first] + scan_s + worth_s)
-        least.append(min(choices))
-    return least[-1]
-
-
-def ksmd_seconds(starts_s: list[float], common_mib: int, own_mib: int, *, tells_images: bool = False) -> float:
-    """Return what the policy has ksmd take for them, and claim that all is merged.
-
-    What is expected to merge by less waits for longer in proportion.
-    """
-    host = SimHost(
-        total_kib=4 * TOTAL_KIB,
-        fill_mib_per_s=2000.0,
-        guest_overhead_kib=0,
-        ksmd=Ksmd(rules=Rules(smart_scan=False)),
-        tells_images=tells_images,
-    )
-    until_s = UNTIL_S * (FIRST_MERGE_RATIO / MIN_MERGE_RATIO if tells_images else 1)
-    host.set_parameters(dict(IDLE.items()))
-    guest = PayloadGuest(name="", memory_mib=common_mib + own_mib + 16, common_mib=common_mib, own_mib=own_mib)
-    starts = [
-        Start(at_s=at_s, guest=replace(guest, name=f"g{number}", seed=number + 1))
-        for number, at_s in enumerate(starts_s)
-    ]
-    last = run_policy(host, ALWAYS, starts, until_s=starts_s[-1] + until_s, sample_every_s=10.0).samples[-1]
-    assert last.saved_pages >= (len(starts) - 1) * common_mib * PAGES_PER_MIB * 255 // 256
-    return last.ksmd_cpu_seconds
 
 
 @settings(max_examples=10)
 @given(
-    st.lists(st.sampled_from([1.0, 5.0, 16.0, 30.0, 100.0, 250.0, 600.0]) | st.floats(1.0, 600.0), max_size=11),
-    st.sampled_from([8, 32, 64, 128, 256]),
-    st.sampled_from([8, 32, 128, 256]),
+    st.lists(st.sampled_from(GAPS_S) | st.floats(1.0, 600.0), max_size=11),
+    st.sampled_from(COMMON_MIB),
+    st.sampled_from(OWN_MIB),
 )
 def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_scanning_cost_anybody(
     gaps_s: list[float], common_mib: int, own_mib: int
 ) -> None:
     """The ski-rental bound of rule 5, against anybody who knows the future."""
     starts_s = [sum(gaps_s[:number]) for number in range(len(gaps_s) + 1)]
-    assert ksmd_seconds(starts_s, common_mib, own_mib) <= CONSTANT * least_paid(starts_s, common_mib, own_mib)
+    series = Series(starts_s=starts_s, common_mib=common_mib, own_mib=own_mib)
+    assert series.ksmd_s() <= CONSTANT * series.least_s()
 
 
 @pytest.mark.parametrize("guests", [5, 40])
 @pytest.mark.parametrize("gap_s", [6.0, 16.0, 100.0])
 @pytest.mark.parametrize("tells_images", [False, True])
 def test_that_constant_does_not_grow_with_the_number_of_guests(guests: int, gap_s: float, tells_images: bool) -> None:
-    starts_s = [number * gap_s for number in range(guests)]
-    assert ksmd_seconds(starts_s, 16, 256, tells_images=tells_images) <= CONSTANT * least_paid(starts_s, 16, 256)
+    series = Series(starts_s=[number * gap_s for number in range(guests)], common_mib=16, own_mib=256)
+    assert series.ksmd_s(tells_images=tells_images) <= CONSTANT * series.least_s()
 
 
 @pytest.mark.parametrize("page_kib", [4, 16])
@@ -560,22 +511,25 @@ def test_once_memory_has_stopped_changing_full_scans_end_soon_with_smart_scan_an
     assert host.ksmd.full_scans - before <= MOST_FULL_SCANS
 
 
-@pytest.mark.parametrize("image", [0, 1])
-def test_little_guests_that_grow_take_few_full_scans_and_smart_scan_makes_them_cheaper(image: int) -> None:
+@pytest.mark.parametrize(("grows", "last_image", "most_vain"), [(False, 0, 0), (True, 0, 0), (True, 1, 4)])
+def test_little_guests_take_pairs_of_full_scans_for_new_memory_and_smart_scan_makes_them_cheaper(
+    grows: bool, last_image: int, most_vain: int
+) -> None:
     """Measured in machines of Linux 6.12 and 7.2: 44 and 24 instead of 7, most of them over nothing."""
-    guest = PayloadGuest(name="", memory_mib=64, common_mib=16, own_mib=18, slow_mib_per_s=4, grow_mib_per_min=3)
     runs = []
     for rules in (Rules(smart_scan=False), Rules()):
-        host = SimHost(total_kib=TOTAL_KIB, ksmd=Ksmd(rules=rules), guest_overhead_kib=0)
-        host.set_parameters(dict(IDLE.items()))
-        starts = [
-            Start(at_s=40.0 * one, guest=replace(guest, name=f"g{one}", seed=one + 1, image=image if one == 2 else 0))
-            for one in range(3)
-        ]
-        runs.append(run_policy(host, ALWAYS, starts, until_s=900.0, sample_every_s=10.0).samples[-1])
-    plain, smart = runs
-    assert max(smart.full_scans, plain.full_scans) <= MOST_LITTLE
-    assert smart.ksmd_cpu_seconds <= 0.6 * plain.ksmd_cpu_seconds
+        host = idle(SimHost(total_kib=TOTAL_KIB, ksmd=Ksmd(rules=rules), guest_overhead_kib=0))
+        runs.append(run_policy(host, ALWAYS, little_guests(grows=grows, last_image=last_image), until_s=900.0))
+    plain, smart = (run.samples[-1] for run in runs)
+    vain, vain_smart = (vain_full_scans(run) for run in runs)
+    assert vain == 0
+    assert vain_smart <= most_vain
+    if grows:
+        assert plain.full_scans <= MOST_PLAIN
+        assert smart.full_scans <= MOST_SMART
+        assert smart.ksmd_cpu_seconds <= 0.6 * plain.ksmd_cpu_seconds
+    else:
+        assert plain.full_scans == smart.full_scans == 2 * 3
     assert smart.saved_pages >= plain.saved_pages * 0.98
 
 
