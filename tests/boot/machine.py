@@ -51,6 +51,7 @@ def installed() -> None:
     claim(ksm("run") == 1, f"run is {ksm('run')}")
     claim(Path(f"/proc/{main_pid()}").owner() == "virtksm", "the agent runs as another user")
     wait(is_idle, "being idle")
+    wait(lambda: " mg" in Path(f"/proc/{main_pid()}/smaps").read_text(encoding="ascii"), "its own zero pages may merge")
 
 
 def confined() -> None:
