@@ -57,7 +57,7 @@ def age_changed(
 def attribute(snapshot: Snapshot, state: AdaptiveState, passed_s: float, rewritten_kib: float) -> Mapping[str, float]:
     """Return by key how much of what was written to after it had merged each process's rate accounts for.
 
-    The rest has the key REWRITTEN.
+    The rest has the key REWRITTEN. A process's own KSM statistics change no sooner than ksmd visits its pages again.
     """
     if not rewritten_kib:
         return {}
