@@ -460,6 +460,16 @@ def test_under_the_kernel_s_advisor_the_sleep_is_given_back_at_once_and_is_the_a
     assert bench.restored() == {**FOUND, "sleep_millisecs": 50}
 
 
+def test_what_was_found_after_a_crash_is_given_back_under_the_advisor_but_for_what_it_owns(bench: Bench) -> None:
+    bench.local.advisor = lambda: "scan-time" if bench.hypervisor.advisor_on else "none"
+    bench.policy.target = Settings(pages_to_scan=400, sleep_millisecs=60_000)
+    bench.run()
+    bench.hypervisor.advisor_on = True
+    report = bench.cycle.restore()
+    assert [error.parameter for error in report.refusals] == ["pages_to_scan"]
+    assert report.after.sleep_millisecs == FOUND["sleep_millisecs"]
+
+
 def test_where_the_advisor_has_chosen_as_we_would_the_sleep_is_left_alone(bench: Bench) -> None:
     bench.local.advisor = lambda: "scan-time"
     bench.pages, bench.hypervisor.advisor_on = 400, True

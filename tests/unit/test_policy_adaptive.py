@@ -990,6 +990,14 @@ def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_b
     assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
 
 
+def test_4_what_a_balloon_brings_back_in_many_passes_is_charged_no_more_than_was_scanned_of_it() -> None:
+    ours, step_kib = CHANGED + "a/1", GIB // 100
+    learned = Learned(pair={ours: 2.0 * step_kib}, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
+    state = having_scanned(ONE, learned=learned)
+    grown = [snap(1 + step, {"a": GIB // 2 + step * step_kib}, full_scans=5) for step in range(11)]
+    assert decide_all(ALWAYS, *grown, state=state)[1].learned.rewritten[ours] == 2.0 * step_kib
+
+
 @pytest.mark.parametrize("passes", [1, 8])
 def test_3_what_has_merged_into_the_zero_page_was_not_given_back_though_the_kernel_tells_that_sooner(
     passes: int,
@@ -1042,6 +1050,7 @@ def test_4_what_is_lost_of_a_pair_is_told_by_what_is_saved_and_the_rest_has_last
         learned = replace(learned, rewritten={ours: GIB / 2})
         lost = replace(saving, ksm=replace(saving.ksm, pages_sharing=3 * GIB // 16))
         learned = learn_lost(lost, learned)
+        assert learn_lost(saving, learned) == learned, "the next full scan finds what has merged again"
     assert share(learned, ours) < 0.01
     assert share(learned, theirs) == pytest.approx(2 * (merged_kib / GIB - 1 / 4), abs=0.01)
 
@@ -1510,7 +1519,7 @@ def test_merge_across_nodes_waits_until_nothing_is_shared(key: str, shared: int,
     decision, _ = decide_all(policy, snap(0, ONE, pages_shared=shared))
     assert decision.target.merge_across_nodes == target
     assert ("merge_across_nodes waits" in decision.reason.text) == (key == "never" and shared > 0)
-    assert decision.wants_zero_pages == (key != "never"), "they are shared themselves"
+    assert decision.wants_zero_pages == (key == "keep"), "they are shared themselves"
 
 
 def test_a_merged_zero_page_is_of_use_on_this_machine_alone() -> None:

@@ -34,7 +34,7 @@ READ_EVERY_S = 60.0
 ASK_S = 300.0
 ASK = ("--property=ControlGroup", "--property=MemoryKSM", "*.service")
 AGENT = b"virtksm\n"
-"""Two pages of it may merge, and their content tells nothing (agent/zero_pages.py)."""
+"""What has this name counts as nothing: only two pages of an agent may merge (agent/zero_pages.py)."""
 FIRST_WITHIN_S = 2.0
 """A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0

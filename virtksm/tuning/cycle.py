@@ -160,7 +160,8 @@ class Cycle(NamedTuple, Generic[State]):
             if self.switch.read() is not None:
                 return replace(self._idle(), paused=True)
             target = restoration(state.ownership, found)
-            after, refusals = apply(self.hypervisor, self.local, plan(found, target))
+            is_advised = self.local is not None and self.local.advisor_mode() not in (None, "none")
+            after, refusals = apply(self.hypervisor, self.local, plan(found, target, is_advised=is_advised))
             refused = {error.parameter for error in refusals}
             still_owned = {name: entry for name, entry in state.ownership.items() if name in refused}
             self._save(replace(state, ownership=still_owned))

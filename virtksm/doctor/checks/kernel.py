@@ -113,7 +113,7 @@ def check_page_sharing(facts: Facts) -> Judgement:
 def check_zero_pages(facts: Facts) -> Judgement:
     """Judge whether zero pages come free and are counted.
 
-    From 6.12 on those in huge pages of guests that are older than the agent do with use_zero_pages alone.
+    From 6.12 on those in huge pages do with use_zero_pages, or beside an agent's own (agent/zero_pages.py).
     """
     here = with_ksm(facts)
     if here.number(ONLY_ZERO_PAGES):
@@ -125,7 +125,9 @@ def check_zero_pages(facts: Facts) -> Judgement:
     off = "use_zero_pages is off: they merge as any others"
     if parse_vmstat(here.root.text_if_readable("proc/vmstat"), "thp_underused_split_page") is None:
         return passed(off)
-    off += ", hardly any in huge pages of guests that are older than the agent"
+    off += ", hardly any in huge pages"
+    if facts.config.policy == "adaptive":
+        off += " of guests that are older than the agent"
     sampled = None
     with suppress(CannotTell, DoesNotApply):  # a finding of its own
         sampled = facts.guests.zero_pages

@@ -191,8 +191,7 @@ class AdaptivePolicy:
         merge = {"keep": None, "never": 0, "always": 1}[self.params.merge_across_nodes]
         has = snapshot.ksm.settings.merge_across_nodes
         backlog, learned = state.backlog, state.learned
-        is_merge_set = merge is None or has in (None, merge)
-        if not is_merge_set and snapshot.ksm.pages_shared:
+        if merge is not None and has not in (None, merge) and snapshot.ksm.pages_shared:
             text += "; merge_across_nodes waits until nothing is shared"
             merge = None
         if learned.rewritten_kib * 2 > learned.merged_kib > 0:
@@ -236,7 +235,10 @@ class AdaptivePolicy:
             is_routine=rule == state.rule,
             wants_dirty_rates=need.engaged and rule != "off" and not self.only_observes,
             wants_merged=self.params.exclude_rewriters and rule in ("idle", "wait") and wants_merged(snapshot, state),
-            wants_zero_pages=snapshot.source is Source.LOCAL and is_merge_set and not self.only_observes,
+            # Shared themselves, they would keep merge_across_nodes from being set and given back.
+            wants_zero_pages=snapshot.source is Source.LOCAL
+            and self.params.merge_across_nodes == "keep"
+            and not self.only_observes,
             rewriters=tuple(sorted(state.rewriters)),
         )
         return decision, replace(state, rule=rule)

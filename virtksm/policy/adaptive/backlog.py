@@ -46,7 +46,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     kept_kib = {key: before_kib[key] for key in unread if key in before_kib}  # unread is not gone
     # Of most guests nothing: passes of a full scan sense them but now and then.
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
-    has_changed = not grown_kib.keys() <= {OTHER_PROCESSES}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
     appeared = tuple(
         Appeared(now_s, key, kib - refilled_kib.get(key, 0))
@@ -57,6 +56,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
     stopped_kib = sum(kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable)
     guests_stopped_kib = stopped_kib
+    has_changed = bool(grown_kib.keys() - {OTHER_PROCESSES} or guests_stopped_kib)
     if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
         stopped_kib += max(-grown_kib.get(OTHER_PROCESSES, 0), 0)
 
@@ -204,7 +204,10 @@ def _charge(
 
     What a guest filled anew may never have merged: no more of it counts than the last pair scanned of its changes.
     """
-    scanned = {key: min(kib, learned.pair.get(key, 0.0)) for key, kib in refilled.items()}
+    scanned = {
+        key: min(kib, max(learned.pair.get(key, 0.0) - learned.rewritten.get(key, 0.0), 0.0))
+        for key, kib in refilled.items()
+    }
     charged = add(add(learned.rewritten, rewritten), scanned)
     left = max(1 - unmerged_kib / (sum(charged.values()) or inf), 0.0)
     return replace(learned, rewritten={key: min(kib * left, MAX_SUM) for key, kib in charged.items()})

@@ -92,7 +92,7 @@ def unseen_of_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
 def lone_share(snapshot: Snapshot, state: AdaptiveState) -> float:
     """Return the share of the memory that has not merged."""
     merged_kib = snapshot.ksm.kib(snapshot.ksm.merging_pages or 0)
-    return max(1 - merged_kib / (total_kib(snapshot, state) or 1), 0.0)
+    return max(1 - merged_kib / (total_kib(snapshot, state) + unseen_of_kib(snapshot, state) or 1), 0.0)
 
 
 def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:

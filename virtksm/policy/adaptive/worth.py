@@ -233,6 +233,8 @@ def learn_lost(snapshot: Snapshot, learned: Learned) -> Learned:
     What was rewritten tells whose it was. That are mappings, which had saved less; no more of any is lost than the pair
     was for. What has merged beyond that is of the memory that was not rewritten.
     """
+    if learned.lost_part is not None:  # by now what was rewritten has merged again
+        return learned
     pair = {key: kib for key, kib in learned.pair.items() if key in learned.ratios and not key.startswith(IMAGE)}
     part = min(max(learned.saved_kib - (snapshot.ksm.saved_kib or 0), 0) / (learned.rewritten_kib or inf), 1.0)
     lost_kib = expected_kib = 0.0
