@@ -272,7 +272,7 @@ def test_2_one_full_scan_takes_what_has_stopped_out_of_ksm_s_bookkeeping(page_ki
     """The kernel's counters tell of an ended guest until ksmd has come by, if it ever knew it."""
     known = {"pages_unshared": 2 * GIB // page_kib, "full_scans": 5, "page_kib": page_kib}
     state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-6))
-    for at_s, rule, exited_kib in ((1, "wait", GIB), (15 * page_kib, "full_scan", 0)):
+    for at_s, rule, exited_kib in ((1, "wait", GIB), (60, "full_scan", 0)):
         decision, state = decide_all(ALWAYS, snap(at_s, ONE, **known), state=state)
         assert (decision.reason.rule, state.backlog.exited_kib, state.backlog.new_kib) == (rule, exited_kib, 0)
     struck_off = snap(at_s + 2, ONE, pages_unshared=GIB // page_kib, full_scans=6, page_kib=page_kib)
@@ -1474,38 +1474,23 @@ def test_2_other_processes_that_end_leave_no_backlog_and_are_no_start_of_a_guest
     assert OTHER_PROCESSES not in state.guests_kib, "where it can no longer be read it is not guessed"
 
 
-def test_2_one_full_scan_takes_other_processes_that_ended_out_of_ksm_s_bookkeeping() -> None:
+def test_2_for_other_processes_that_free_memory_or_end_no_full_scan_is_made() -> None:
+    """Some take and free memory all the time; KSM forgets it in whatever full scan comes next."""
     covered = replace(resting(), guests_kib={"a/1": GIB, OTHER_PROCESSES: GIB})
     decision, _ = decide_all(ALWAYS, beside(60, GIB), state=covered)
     assert decision.reason.text == "all 2.0 GiB scanned, 1.0 GiB of it of other processes, ksmd idle"
     _, state = decide_all(ALWAYS, beside(60, GIB // 2), state=covered)
-    assert (state.backlog.exited_kib, state.backlog.new_kib) == (GIB // 2, 0)
     decision, state = decide_all(ALWAYS, beside(200, GIB // 2), state=state)
-    assert (decision.reason.rule, state.backlog.exited_kib) == ("full_scan", 0)
+    assert (decision.reason.rule, state.backlog.due_kib) == ("idle", 0)
 
 
-@OF_ANY_PAGE_SIZE
-def test_4_what_has_exited_is_worth_ksm_s_bookkeeping_of_it_and_hastens_newcomers_no_more_than_that(
-    page_kib: int,
+@pytest.mark.parametrize("new", [{}, {"a/1": GIB // 16}])
+def test_5_a_full_scan_begins_after_four_hours_at_the_latest_with_a_little_backlog_as_without(
+    new: Mapping[str, int],
 ) -> None:
-    learned = Learned(full_scan_cost_s_per_kib=1e-6, ratios={UNSEEN: Ratio(MIN_SHARE, GIB)})
-    seen = snap(0, {"a": 8 * GIB}, full_scans=5, page_kib=page_kib)
-
-    def wait_s(**backlog: Any) -> float:  # noqa: ANN401  # any field of Backlog
-        state = having_scanned({"a": 8 * GIB}, learned=learned, backlog=Backlog(**backlog))
-        return seconds_to_wait(seen, state, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0.0
-
-    share, worth_kib_s = 64 / 1024 / page_kib, 8 * GIB * 8 * GIB * 1e-6 / 10
-    exited: dict[str, Any] = {"exited_kib": 8 * GIB, "exited_kib_s": 80.0 * GIB}
-    assert wait_s(**exited) == pytest.approx(worth_kib_s / (8 * GIB) / share - 10, rel=0.01)
-    both_s = (worth_kib_s - 80 * GIB * share) / (GIB * FIRST_MERGE_RATIO + 8 * GIB * share)
-    assert wait_s(new={"a/1": GIB}, **exited) == pytest.approx(both_s, rel=0.01)
-
-
-@pytest.mark.parametrize("exited_kib", [0, GIB // 16])
-def test_5_a_full_scan_begins_after_four_hours_at_the_latest_with_a_little_backlog_as_without(exited_kib: int) -> None:
-    learned = Learned(full_scan_cost_s_per_kib=1e-6, ratios={UNSEEN: Ratio(MIN_SHARE, GIB)})
-    state = having_scanned({"a": 8 * GIB}, learned=learned, backlog=Backlog(exited_kib=exited_kib))
+    little = Ratio(MIN_SHARE, GIB)
+    learned = Learned(full_scan_cost_s_per_kib=1e-6, ratios={UNSEEN: little, "a/1": little})
+    state = having_scanned({"a": 8 * GIB}, learned=learned, backlog=Backlog(new=new))
     for at_s, begins in ((LATEST_S - 60, False), (LATEST_S + 1, True)):
         _, after = decide_all(ALWAYS, snap(at_s, {"a": 8 * GIB}, full_scans=5, page_kib=64), state=state)
         assert (after.scans.current is not None) is begins

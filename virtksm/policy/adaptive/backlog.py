@@ -55,10 +55,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     all_kib = {**kept_kib, **guests_kib}
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
     stopped_kib = sum(kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable)
-    guests_stopped_kib = stopped_kib
-    has_changed = bool(grown_kib.keys() - {OTHER_PROCESSES} or guests_stopped_kib)
-    if OTHER_PROCESSES in guests_kib:  # a sum: what it falls by is what processes have held that ended
-        stopped_kib += max(-grown_kib.get(OTHER_PROCESSES, 0), 0)
+    has_changed = bool(grown_kib.keys() - {OTHER_PROCESSES} or stopped_kib)
 
     here = [one for one in _gather(before.settling, appeared, settle_s / STEPS) if one.key in all_kib]
     settling = tuple(one for one in here if 0 <= now_s - one.at_s < settle_s)
@@ -77,7 +74,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             new_kib[one.key] -= one.kib
     # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
     is_unmerging = is_unmerged or snapshot.ksm.run == 2 or unmergeable
-    rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=stopped_kib > 0)
+    has_stopped = stopped_kib > 0 or grown_kib.get(OTHER_PROCESSES, 0) < 0
+    rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=has_stopped)
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
     unmerged_kib = sum(before_kib[key] for key in unmergeable)
     unmerged_kib = max(unmerged_kib - sum(one.kib for one in before.settling if one.key in unmergeable), 0)
@@ -112,7 +110,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             changed_kib_s=min(changed_kib_s, MAX),
         ),
         arrivals=arrivals,
-        scans=_age_scans(snapshot, state, guests_stopped_kib, unmerged_kib),
+        scans=_age_scans(snapshot, state, stopped_kib, unmerged_kib),
         learned=learned,
     )
     return note_burst(state, total_kib(snapshot, state))

@@ -29,11 +29,9 @@ PRESSING = 9.0
 SETTLED_WAIT_S = 4.0
 """A settled backlog's wait on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
-"""The merge ratio before any is learned (chosen)."""
+"""The merge ratio before any is learned; KSM's wrong figures of what has exited are worth as much (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
-BOOKKEEPING_BYTES = 64
-"""KSM's bookkeeping of a page, which a full scan frees once its process has ended (kernel: struct ksm_rmap_item)."""
 MIN_MERGE_RATIO = 0.05
 """The least expected of a backlog that has twins elsewhere, so that it is scanned and learned from (chosen)."""
 MIN_SHARE = 1 / 1024
@@ -70,9 +68,8 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     ratio, _ = expect_of_backlog(shares, backlog)
     changed_gain_kib = shares.gain_kib(backlog.changed)
     more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
-    kept_ratio = BOOKKEEPING_BYTES / 1024 / snapshot.ksm.page_kib
-    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * kept_ratio
-    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * kept_ratio
+    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * FIRST_MERGE_RATIO
+    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * FIRST_MERGE_RATIO
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
