@@ -2,13 +2,25 @@
 
 import mmap
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.lab.guest_memory import mergeable_kib
 from virtksm.agent.zero_pages import COUNT, ZeroPages
+from virtksm.host.other_processes import AGENT
 
 pytestmark = pytest.mark.real
+NAME = Path("/proc/self/comm")
+
+
+@pytest.fixture(autouse=True)
+def own_name() -> Iterator[None]:
+    """This process gets its name back."""
+    before = NAME.read_bytes().rstrip()
+    yield
+    NAME.write_bytes(before)
 
 
 def test_zero_pages_may_merge_while_they_are_wanted() -> None:
@@ -21,3 +33,10 @@ def test_zero_pages_may_merge_while_they_are_wanted() -> None:
     for _ in range(2):
         pages.follow(are_wanted=False)
         assert mergeable_kib(os.getpid()) == []
+
+
+def test_a_process_that_has_zero_pages_is_known_by_its_name() -> None:
+    pages = ZeroPages()
+    pages.follow(are_wanted=True)
+    assert NAME.read_bytes().rstrip() == AGENT
+    pages.follow(are_wanted=False)

@@ -108,7 +108,7 @@ def test_a_full_scan_shows_its_progress_and_what_is_left(page: Page) -> None:
 
 def test_a_decision_shows_which_part_of_what_is_saved_is_no_shared_pages(page: Page) -> None:
     shown = """(() => {
-        document.body.innerHTML = "<table><tbody></tbody></table>";
+        document.body.innerHTML = "<table><thead></thead><tbody></tbody></table>";
         it.showDecisions(document.querySelector("table"), [JSON.stringify(given)]);
         return [...document.querySelectorAll("[data-label='Saved'] div")].map(one => one.textContent);
     })()"""

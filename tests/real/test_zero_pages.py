@@ -59,7 +59,8 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     now = by_status()
     unmapped = now["freed_bytes"] + now["ksm_zero_pages"] * now["page_bytes"]
     assert now["saved_bytes"] == unmapped + now["pages_sharing"] * now["page_bytes"]
-    assert unmapped <= zero_bytes(running) + MIB, "it is never too high"
+    qemus_own = GUESTS * 2 * MIB
+    assert unmapped <= zero_bytes(running) + qemus_own, "no more but what QEMU itself has given back meanwhile"
     assert unmapped == pytest.approx(came_free, rel=0.05)
 
     running[0].domain.destroy()

@@ -33,8 +33,8 @@ from virtksm.tuning.ports import Clock
 READ_EVERY_S = 60.0
 ASK_S = 300.0
 ASK = ("--property=ControlGroup", "--property=MemoryKSM", "*.service")
-AGENT = b"virtksm\n"
-"""What has this name counts as nothing: only two pages of an agent may merge (agent/zero_pages.py)."""
+AGENT = b"virtksm"
+"""The name of agents, which count as nothing: only two pages of theirs may merge (agent/zero_pages.py)."""
 FIRST_WITHIN_S = 2.0
 """A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0
@@ -104,7 +104,7 @@ class OtherProcessesReader:
                 continue
             is_known = True
             may = self._is_in_merging_unit(pid, now_s) if stat is None else may_merge(stat) or qemus.get(pid, False)
-            if may and read_process(pid, "comm") == AGENT:
+            if may and read_process(pid, "comm").rstrip() == AGENT:
                 continue
             if may or stat is None:
                 rss_kib, shared_kib = parse_memory_kib(read_process(pid, "statm"), page_kib) or (0, 0)
