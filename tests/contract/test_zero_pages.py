@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.guest_memory import mergeable_kib
 from virtksm.agent.zero_pages import COUNT, ZeroPages
-from virtksm.host.other_processes import AGENT
+from virtksm.host.proc_files import AGENT
 
 pytestmark = pytest.mark.real
 NAME = Path("/proc/self/comm")

@@ -9,9 +9,8 @@ this serves guests that start after the agent.
 
 import mmap
 from contextlib import suppress
-from pathlib import Path
 
-from virtksm.host.other_processes import AGENT
+from virtksm.host.proc_files import AGENT
 
 COUNT = 2
 
@@ -25,8 +24,8 @@ class ZeroPages:
     def follow(self, *, are_wanted: bool) -> None:
         """Have them or not; raises OSError where there is no memory."""
         if are_wanted and self._held is None:
-            with suppress(OSError):  # /proc may be read-only
-                Path("/proc/self/comm").write_bytes(AGENT)
+            with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
+                name.write(AGENT)
             held = mmap.mmap(-1, COUNT * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):  # a kernel without KSM
                 held.madvise(mmap.MADV_MERGEABLE)

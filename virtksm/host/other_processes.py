@@ -18,6 +18,7 @@ from virtksm.errors import SensingFailed
 from virtksm.host.bounded import BoundedCalls
 from virtksm.host.guest_processes import COMM
 from virtksm.host.proc_files import (
+    AGENT,
     INIT,
     MAX_BYTES,
     LimitedReads,
@@ -33,8 +34,6 @@ from virtksm.tuning.ports import Clock
 READ_EVERY_S = 60.0
 ASK_S = 300.0
 ASK = ("--property=ControlGroup", "--property=MemoryKSM", "*.service")
-AGENT = b"virtksm"
-"""The name of agents, which count as nothing: only two pages of theirs may merge (agent/zero_pages.py)."""
 FIRST_WITHIN_S = 2.0
 """A one-shot's only reading, and an agent's first, waits so long for systemd."""
 ANSWER_WITHIN_S = 60.0

@@ -33,6 +33,8 @@ _STATM = re.compile(rb"[0-9]{1,20} ([0-9]{1,20}) ([0-9]{1,20}) ")
 _COUNTER, _SIGNED = re.compile(rf"{NUMBER}\n?"), re.compile(rf"-?{NUMBER}\n?")
 KERNEL_THREAD = 0x00200000
 """PF_KTHREAD of the kernel's include/linux/sched.h, which no program can set."""
+AGENT = b"virtksm"
+"""The name of an agent that has mergeable memory: two pages (agent/zero_pages.py), which nobody counts."""
 INIT = 1
 STATM_BYTES = 256
 MAX_DESCRIPTORS = 1 << 16
