@@ -12,7 +12,7 @@ from tests.lab.guest_memory import mergeable_kib, zero_mapped_kib
 from tests.lab.hang import HANG_S
 from tests.lab.ksm import IDLE, Ksm, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
-from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, wait_until_covered
+from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess, Line, wait_until_covered
 
 pytestmark = pytest.mark.real
 
@@ -32,6 +32,17 @@ def zero_bytes(running: list[RunningGuest]) -> int:
     return sum(zero_mapped_kib(one.pid) * 1024 for one in running)
 
 
+def cover(ksm: Ksm, agent: AgentProcess, guest: GuestFactory) -> tuple[list[RunningGuest], Line, int]:
+    """Start guests and wait until ksmd is idle again; return them, that pass, and the bytes that came free."""
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+    line = wait_until_covered(agent, GUESTS)
+    full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
+    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
+    came_free = full - resident_bytes(running)
+    assert came_free >= 0.9 * GUESTS * ZERO_MIB * MIB, "nearly all zero pages"
+    return running, line, came_free
+
+
 @pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
 def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_guest(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
@@ -39,12 +50,7 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     """Guests of which most is zero, as Windows leaves it, in QEMU's own huge pages."""
     ksm.write(use_zero_pages=1)
     agent = start_agent(SWEEPING_LAW)
-    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
-    line = wait_until_covered(agent, GUESTS)
-    full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
-    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
-    came_free = full - resident_bytes(running)
-    assert came_free >= 0.9 * GUESTS * ZERO_MIB * MIB
+    running, line, came_free = cover(ksm, agent, guest)
     assert line["decision"]["numbers"]["merge_ratio"] > 0.5, "it has merged more than was expected"
 
     def by_status() -> dict[str, int]:
@@ -59,8 +65,8 @@ def test_what_huge_pages_give_back_is_saved_gain_to_the_law_and_gone_with_its_gu
     now = by_status()
     unmapped = now["freed_bytes"] + now["ksm_zero_pages"] * now["page_bytes"]
     assert now["saved_bytes"] == unmapped + now["pages_sharing"] * now["page_bytes"]
-    qemus_own = GUESTS * 2 * MIB
-    assert unmapped <= zero_bytes(running) + qemus_own, "no more but what QEMU itself has given back meanwhile"
+    # Once it was 3.8 MiB too high; perhaps QEMU had given back memory of its own meanwhile.
+    assert unmapped <= zero_bytes(running) + GUESTS * 2 * MIB, "it is hardly too high"
     assert unmapped == pytest.approx(came_free, rel=0.05)
 
     running[0].domain.destroy()
@@ -83,11 +89,7 @@ def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_
     """Without those, about one huge page in a full scan."""
     ksm.write(use_zero_pages=0)
     agent = start_agent(SWEEPING_LAW)
-    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
-    line = wait_until_covered(agent, GUESTS)
-    full = max(one["sensed"]["committed_bytes"] for one in agent.lines("pass_completed"))
-    wait_until(lambda: ksm.settings() == IDLE, HANG_S, "ksmd to be idle")
-    assert full - resident_bytes(running) >= 0.9 * GUESTS * ZERO_MIB * MIB
+    _, line, _ = cover(ksm, agent, guest)
     assert line["decision"]["numbers"]["other_processes_bytes"] == 0, "the agent's own are no other process's"
     assert agent.home.run("pause", "--connect", agent.uri).returncode == 0
     assert len(mergeable_kib(agent.pid)) == 1, "they keep their place before the guests"

@@ -3,8 +3,8 @@
 QEMU hashes a sample of a guest's pages (virDomainStartDirtyRateCalc: 512 a GiB) at the beginning and at the end of
 MEASURE_S seconds; nothing is logged and no page is write-protected. What a guest reads from disk is written into its
 memory, most of it as page cache: the guest's block statistics tell it where measuring is refused or fails, and where
-it finds 0, which stands for all below 1 MiB a second. A control group's io.stat lacks what the host's own page cache or
-a network serves (a file of 64 MiB read again: 0 bytes).
+it finds 0, which stands for all below 1 MiB a second. A control group's io.stat counts what reaches a disk of the host:
+not what its page cache or a network serves (of a file of 64 MiB that was read again 0 bytes reached the disk).
 
 Each guest that may merge has its turn while the policy acts, one call at a time. Measurements begin, and so end, PACE_S
 apart: one guest is sampled at a time, unless that takes longer, and up to MEASURE_S / PACE_S = 120 are between their
