@@ -6,6 +6,8 @@ Pure: runs in, figures out. Definitions, the same for every contender:
 - the final savings of a work: what the run holds that holds most, so that no run is judged by less than was possible;
 - 90 % after: from the last guest's settling in that run, or from the end of the last change in place, to the first
   sample with 90 % of the final savings, negative if it was reached before;
+- 90 % of an earlier change: the same from that change's end, of what the run that then holds most holds when the later
+  one begins;
 - idle: the first sample after the 90 % and after the work's last event from which ksmd scans nothing for 30 s (in
   runs of less than 300 s: for a tenth of the run);
 - at rest: the 120 s after that; the last 120 s, if ksmd never idles (in runs of less than 300 s: two fifths of the
@@ -15,6 +17,7 @@ Pure: runs in, figures out. Definitions, the same for every contender:
 - used: what guests hold resident, less what they share, 10 s after the last guest's settling, 10 s after the last
   change or growth of a work that has any, and at the end. What a run with KSM off uses more came free, zero pages of
   split huge pages included, which no counter of KSM's tells;
+- taken: what MemAvailable has lost from the run's beginning to its end, KSM's own tables included;
 - over the hour: the run's CPU, the rest of the hour at the mean at rest, and what comes later (the policy adaptive's
   check scans, simulated); savings as the run holds them.
 """
@@ -66,6 +69,7 @@ class Figures:
     watched_s: float
     held_mib: float
     until_most_s: float | None
+    until_earlier_s: float | None
     cpu_until_most_s: float | None
     idle_after_s: float | None
     cpu_until_idle_s: float | None
@@ -84,6 +88,7 @@ class Figures:
     used_mib: float
     used_changed_mib: float | None
     used_at_end_mib: float
+    taken_mib: float
     told_mib: float | None
 
 
@@ -94,9 +99,13 @@ Results = Mapping[str, Figures]
 def measure_work(runs: Sequence[Run], check_scans_s: float = 0.0) -> Results:
     """Measure all runs over one work; `check_scans_s` is what our ksmd takes later in the hour."""
     final_pages = max((held_pages(run) for run in runs), default=0.0)
+    earlier_pages = max((earlier_held_pages(run) for run in runs), default=0.0)
     flat = next((run for run in runs if run.contender == "flat"), None)
     return {
-        run.contender: measure_run(run, final_pages, flat, check_scans_s if run.contender.startswith(OURS) else 0.0)
+        run.contender: replace(
+            measure_run(run, final_pages, flat, check_scans_s if run.contender.startswith(OURS) else 0.0),
+            until_earlier_s=until_earlier_s(run, earlier_pages),
+        )
         for run in runs
     }
 
@@ -121,6 +130,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         watched_s=length_s - settled_s,
         held_mib=held_pages(run) / PAGES_PER_MIB,
         until_most_s=None if most_s is None else most_s - settled_s,
+        until_earlier_s=None,
         cpu_until_most_s=None if most_s is None else cpu_until_s(samples, most_s),
         idle_after_s=None if idle_s is None else idle_s - settled_s,
         cpu_until_idle_s=None if idle_s is None else cpu_until_s(samples, idle_s),
@@ -139,6 +149,7 @@ def measure_run(run: Run, final_pages: float, flat: Run | None = None, later_cpu
         used_mib=sample_at(samples, run.last_settled_s + USED_S).used_mib,
         used_changed_mib=sample_at(samples, settled_s + USED_S).used_mib if run.work.changes_s else None,
         used_at_end_mib=samples[-1].used_mib,
+        taken_mib=samples[0].available_mib - samples[-1].available_mib,
         told_mib=run.told_mib,
     )
 
@@ -150,10 +161,28 @@ def at_most(seconds: float, length_s: float) -> float:
 
 def held_pages(run: Run) -> float:
     """Tell what a run holds in the end."""
-    until_s = run.work.savings_until_s
+    return held_pages_before(run, run.work.savings_until_s)
+
+
+def held_pages_before(run: Run, until_s: float) -> float:
+    """Tell what a run holds at a moment: the median of what it held just before."""
     from_s = until_s - at_most(HELD_S, run.work.length_s)
     held = [sample.pages_sharing for sample in run.samples if from_s <= sample.at_s < until_s]
     return statistics.median(held) if held else 0.0
+
+
+def earlier_held_pages(run: Run) -> float:
+    """Tell what a run holds when the later of two changes begins; 0 without an earlier one."""
+    return 0.0 if run.work.earlier is None else held_pages_before(run, run.last_settled_s + run.work.earlier[1])
+
+
+def until_earlier_s(run: Run, held_most_pages: float) -> float | None:
+    """Tell how long after an earlier change 90 % of it was saved; None if it was not before the later one began."""
+    if run.work.earlier is None:
+        return None
+    ended_s, later_s = (run.last_settled_s + at_s for at_s in run.work.earlier)
+    reached_s = find_most_s([sample for sample in run.samples if sample.at_s < later_s], held_most_pages)
+    return None if reached_s is None else reached_s - ended_s
 
 
 def find_most_s(samples: Sequence[Sample], final_pages: float) -> float | None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from bench.race.contenders import Contender, Moment
 from bench.race.ground import Ground, GuestLife
 from bench.race.works import Work
@@ -29,6 +31,7 @@ LEAD_S = 5.0
 READY_TIMEOUT_S = 120.0
 CHECK_EVERY_S = 10.0
 SAMPLE_EVERY_S = 0.25
+MIB = 1 << 20
 VMSTAT = Path("/proc/vmstat")
 NEIGHBOUR = """
 import sys, time, zlib
@@ -53,7 +56,8 @@ class Sample:
     """The kernel's KSM at one moment, in seconds since the first guest's start.
 
     `ksmd_cpu_s` is ksmd's CPU time since the machine's boot. `cow_ksm` counts merged pages that were written to; None
-    where the kernel does not count. `resident_mib` is what all guests hold, shared pages in each.
+    where the kernel does not count. `resident_mib` is what all guests hold, shared pages in each, `available_mib` what
+    the host has (MemAvailable).
     """
 
     at_s: float
@@ -63,6 +67,7 @@ class Sample:
     ksmd_cpu_s: float
     is_idle: bool
     resident_mib: float = 0.0
+    available_mib: float = 0.0
 
     @property
     def used_mib(self) -> float:
@@ -104,6 +109,7 @@ class Sampler:
             ksmd_cpu_s=int(self._schedstat.read_text(encoding="ascii").split()[0]) / 1e9,
             is_idle=self._ksm.read("run") != 1 or self._ksm.read("pages_to_scan") == 0,
             resident_mib=self._resident_mib(),
+            available_mib=psutil.virtual_memory().available / MIB,
         )
 
     def __enter__(self) -> Self:
@@ -173,7 +179,7 @@ def run_work(ground: Ground, work: Work, name: str, contender: Contender) -> Run
         samples=sampler.samples,
         neighbour=parse_times(times.read_text(encoding="ascii"), began_s),
         decisions=[line["decision"] for line in passes],
-        told_mib=passes[-1]["sensed"]["saved_bytes"] / (1 << 20) if passes else None,
+        told_mib=passes[-1]["sensed"]["saved_bytes"] / MIB if passes else None,
         merged_pages=merged_pages,
     )
 

@@ -23,7 +23,8 @@ MAX_SHARERS = 256
 class Work:
     """`already` are guests that are there when the clock starts; after `busy_until_s` nothing new happens.
 
-    `changes_s` after the last guest has settled, memory has changed in place, or grown, for the last time.
+    `changes_s` after the last guest has settled, memory has changed in place, or grown, for the last time; a work whose
+    memory changes twice has `earlier`, when the earlier change ends and the later one begins, in the same seconds.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Work:
     huge_pages: bool = False
     use_zero_pages: bool = False
     changes_s: float = 0.0
+    earlier: tuple[float, float] | None = None
 
     @property
     def guests(self) -> tuple[PayloadGuest, ...]:
@@ -267,7 +269,7 @@ def drift(scale: Scale, *, within_s: int, after_s: int, again_s: int) -> Work:
         for at_s, per_s in ((begin_s, pages_per_s), (begin_s + within_s, 0.0))
         for guest in work.guests
     ]
-    return replace(work, steps=(*work.steps, *drifts), changes_s=changes_s)
+    return replace(work, steps=(*work.steps, *drifts), changes_s=changes_s, earlier=(after_s + within_s, again_s))
 
 
 def list_works(*, quick: bool) -> Mapping[str, Work]:

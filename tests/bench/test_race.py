@@ -117,6 +117,7 @@ def made_up(contender: str, pages_at_s: Callable[[int], int], *, idle_from_s: fl
                 ksmd_cpu_s=1000.0 + min(at_s, idle_from_s) / 2,
                 is_idle=at_s >= idle_from_s,
                 resident_mib=at_s,
+                available_mib=8000.0 - 2 * at_s,
             )
             for at_s in range(301)
         ],
@@ -147,6 +148,8 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     changes = replace(runs[0], work=replace(STORM, changes_s=100.0))
     changed = measure_run(changes, 1000.0)
     assert (changed.used_mib, changed.used_changed_mib) == (ours.used_mib, 130.0 - 1000 / 256)
+    assert ours.taken_mib == 600.0
+    assert ours.until_earlier_s is None
     assert ours.lag_share == pytest.approx(0.8)
     assert ours.merges == 1000
     assert measure_run(replace(runs[0], merged_pages=400), 1000.0).merges == 400, "the rest was written to"
@@ -157,7 +160,7 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     goals, left_out = judge_work("storm", results)
     report = write_work(STORM, results, goals, left_out, {"cpu": "Z80", "commit": "abc-dirty"})
     assert "\ncpu Z80, commit abc-dirty.\n" in report
-    assert "\n| adaptive | 4 | 28 | - | 296 | 25.0 | 22.5 | 40.0 |" in report
+    assert "\n| adaptive | 4 | 28 | - | 296 | 600 | 25.0 | - | 22.5 | 40.0 |" in report
     assert "| 4.00 | 10.6 | 10.9 |" in report
     assert "| 4.00 | - | - |" in report, "off never scans"
     assert "\n- ksmd at rest: 0.00 %, goal at most 0.30 %: met\n" in report
@@ -165,6 +168,16 @@ def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_pic
     draw_work(STORM, runs, tmp_path / "one.svg")
     assert (tmp_path / "one.svg").stat().st_size > 1000
     assert parse_times("9.500 4.1\n10.000 4.2\n10.5", 10.0) == [(0.0, 4.2)]
+
+
+def test_of_two_changes_the_earlier_is_judged_by_what_is_held_when_the_later_begins() -> None:
+    work = replace(STORM, changes_s=200.0, earlier=(10.0, 80.0))
+    slow = made_up("adaptive", lambda at_s: 1000 * (at_s > 50) + 1000 * (at_s > 250))
+    quick = made_up("ksmtuned", lambda at_s: 1000 * (at_s > 29) + 1000 * (at_s > 250))
+    never = made_up("default", lambda at_s: 1000 * (at_s > 100))
+    results = measure_work([replace(run, work=work) for run in (slow, quick, never)])
+    assert [one.until_earlier_s for one in results.values()] == [51.0 - SETTLED_S - 10.0, 0.0, None]
+    assert results["adaptive"].until_most_s == 251.0 - SETTLED_S - 200.0
 
 
 def test_a_cpu_is_told_by_all_that_the_kernel_says_of_its_kind() -> None:
@@ -184,6 +197,8 @@ PEER = replace(
     used_mib=500.0,
     used_changed_mib=500.0,
     used_at_end_mib=500.0,
+    taken_mib=500.0,
+    until_earlier_s=100.0,
     lag_share=0.15,
     late_lag_share=0.15,
 )
@@ -204,7 +219,7 @@ RUNS = {
     "ksmtuned": PEER,
     "clairvoyant": replace(PEER, until_most_s=26.0, cpu_s=27.0),
     "flat": PEER,
-    "off": replace(PEER, used_mib=1500.0, used_changed_mib=1500.0, used_at_end_mib=1500.0),
+    "off": replace(PEER, used_mib=1500.0, used_changed_mib=1500.0, used_at_end_mib=1500.0, taken_mib=1500.0),
 }
 
 
@@ -219,7 +234,9 @@ RUNS = {
         ("thrash", {"merges": 201}, "merges, 1/5 of flat out's"),
         ("zero", {"used_mib": 521.0}, "used 10 s after settling, as flat out and 2 % of what that frees"),
         ("zero", {"used_changed_mib": 521.0}, "used 10 s after growth, as flat out and 2 % of what that frees"),
-        ("zero", {"told_mib": 1051.0}, "says that is saved, 105 % of what came free"),
+        ("zero", {"used_at_end_mib": 400.0}, "says that is saved, 95 % of what came free, by RSS"),
+        ("zero", {"taken_mib": 600.0}, "says that is saved, 105 % of what came free, by MemAvailable"),
+        ("drift", {"until_earlier_s": 126.0}, "90 % after the earlier change, 1.25 of the best peer's"),
         ("stop", {"backlog_mib": 5.0}, "idle again, with a backlog of"),
     ],
 )
