@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, backlog_text
-from virtksm.policy.adaptive.backlog import STEPS
+from virtksm.policy.adaptive.backlog import OWN_KIB, STEPS
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
@@ -462,11 +462,20 @@ def test_2_what_grows_for_long_settles_in_steps_and_none_of_it_is_lost(every_s: 
     policy, state = AdaptivePolicy(params=AdaptiveParams(engage="never", settle_s=3600)), having_scanned()
     passes = int(2 * 3600 / every_s)
     for one in range(1, passes + 1):
-        _, state = decide_all(policy, snap(one * every_s, {"a": GIB + 4 * one}, full_scans=5), state=state)
+        _, state = decide_all(policy, snap(one * every_s, {"a": GIB + OWN_KIB * one}, full_scans=5), state=state)
         assert len(state.backlog.settling) <= STEPS + 1
-        assert state.backlog.new_kib + state.backlog.settling_kib == 4 * one
-    settled = state.backlog.new_kib / 4 * every_s
+        assert state.backlog.new_kib + state.backlog.settling_kib == OWN_KIB * one
+    settled = state.backlog.new_kib / OWN_KIB * every_s
     assert 3600 - 3 * every_s <= settled <= 3600 + 3600 / STEPS + every_s
+
+
+def test_2_what_qemu_itself_grows_by_is_not_owed_until_it_adds_up() -> None:
+    """A measurement of its dirty rate takes 32 KiB, once; it would wait for ever, as too little for a full scan."""
+    state, owed = having_scanned(), []
+    for at_s, kib in ((20.0, 32), (40.0, OWN_KIB), (60.0, OWN_KIB + 32), (80.0, 2 * OWN_KIB)):
+        _, state = decide_all(ALWAYS, snap(at_s, {"a": GIB + kib}, full_scans=5), state=state)
+        owed.append(state.backlog.new_kib + state.backlog.settling_kib)
+    assert owed == [0, OWN_KIB, OWN_KIB, 2 * OWN_KIB]
 
 
 def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float:
