@@ -43,6 +43,8 @@ SAMPLE = Sample(
     pages_to_scan=0,
     sleep_millisecs=10_000,
     rule="idle",
+    zero_kib=None,
+    freed_kib=None,
 )
 
 
