@@ -35,6 +35,7 @@ from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.agent.zero_pages import ZeroPages
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.host.libvirt_events import DomainEvent
@@ -59,6 +60,15 @@ def unchanging(config: Config | None = None) -> Configuration:
     return Configuration(fresh.config, lambda: fresh)
 
 
+class FakeZeroPages(ZeroPages):
+    """Takes no memory, and leaves this process its name."""
+
+    are_held = False
+
+    def follow(self, *, are_wanted: bool) -> None:
+        self.are_held = are_wanted
+
+
 def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWriter, notes: GuestNotes) -> Listeners:
     """Return all that hears of an agent's passes, without a connection; it notes what it learns in `notes`."""
     reader = GuestReader(lambda: None, unchanging(config), reporter, notes)
@@ -66,7 +76,7 @@ def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWrit
     reader.learned = switches.see
     rates = DirtyRates(lambda: None, lambda: HANG_S, notes.dirty_kib_per_s, reporter.dirty_rates_unknown)
     merged = MergedMemory(notes.merged, reporter.rewriting_unknown)
-    return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged)
+    return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged, FakeZeroPages())
 
 
 def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:
