@@ -50,8 +50,8 @@ def process(merging: int, *, zero: int = 0, items: int = 0) -> GuestProcess:
     return GuestProcess(arguments=QEMU, ksm=ProcessKsm(rmap_items=items, zero_pages=zero, merging_pages=merging))
 
 
-def facts(*processes: GuestProcess, names: tuple[str, ...] = ("one", "two")) -> FakeFacts:
-    uuids = [f"uuid of {name}" for name in names]
+def facts(*processes: GuestProcess) -> FakeFacts:
+    uuids = ("uuid of one", "uuid of two")
     return FakeFacts(
         rss_kib=dict.fromkeys(uuids, 20_000),
         of_guests=dict(zip(uuids, processes, strict=False)),
