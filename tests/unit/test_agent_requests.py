@@ -17,7 +17,6 @@ from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
-PLAIN = "<domain/>"
 KEPT_OUT = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
 
 
