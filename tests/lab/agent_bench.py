@@ -42,16 +42,11 @@ from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
-from virtksm.model.snapshot import Guest
 from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
 from virtksm.tuning.sense import GuestNotes
 
 URI = "qemu:///system"
-
-
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
 
 
 def unchanging(config: Config | None = None) -> Configuration:

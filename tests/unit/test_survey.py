@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
+from tests.lab.samples import guest
 from virtksm.errors import LibvirtUnreachable, SensingFailed, Unsupported
 from virtksm.guests.obstacles import Obstacle
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import SeenGuest, Survey, survey
-from virtksm.model.snapshot import Guest, KsmState, Settings, Source
+from virtksm.model.snapshot import KsmState, Settings, Source
 from virtksm.values import replace
 
 COUNTERS = {"ksm_zero_pages": 20}
@@ -35,10 +36,6 @@ class Kernel(FakeHypervisor):
 
 def domain(*parts: str) -> str:
     return f"<domain><memory unit='KiB'>24576</memory><currentMemory>16384</currentMemory>{''.join(parts)}</domain>"
-
-
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
 
 
 def kernel(*names: str, xml: str = domain()) -> Kernel:
