@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.figures import Goal, in_words, percentile, tell_goals, tell_machine
 from bench.observe import Events, KernelValue, time_virsh
-from bench.rest import read_memory_mib, watch_rest
+from bench.rest import read_rss_mib, watch_rest
 from bench.stage import STEPPING_LAW, Guests, private_libvirtd, running_agent
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import AgentProcess
@@ -61,15 +61,15 @@ class Benchmark:
             self._guests.grow_to(count)
             self._what = f"{count} guests"
             print(f"\n{self._what}", flush=True)
-            self._measure_events(count)
+            self._measure_events()
             if self._options.rest_s > 0:
-                self._measure_rest(count)
+                self._measure_rest()
 
-    def _measure_events(self, count: int) -> None:
+    def _measure_events(self) -> None:
         events = Events(self._libvirtd.uri)
         with folder_in_memory() as folder, running_agent(folder, self._libvirtd.uri, STEPPING_LAW) as agent:
             self._measure_isolated(agent, events)
-            print(f"  agent's RSS after all that: {read_memory_mib(agent.pid, 'Rss'):.1f} MiB")
+            print(f"  agent's RSS after all that: {read_rss_mib(agent.pid):.1f} MiB")
         events.close()
 
     def _measure_isolated(self, agent: AgentProcess, events: Events) -> None:
@@ -114,7 +114,7 @@ class Benchmark:
         if to_kernel_ms:
             self._goal("p99 delivery to kernel", percentile(to_kernel_ms, 99), P99_GOAL_MS, "ms")
 
-    def _measure_rest(self, count: int) -> None:
+    def _measure_rest(self) -> None:
         with folder_in_memory() as folder, running_agent(folder, self._libvirtd.uri, "") as agent:
             time.sleep(FIRST_CALM_S)
             passes = len(agent.lines("pass_completed"))

@@ -34,7 +34,7 @@ def watch_rest(pid: int, seconds: float) -> Rest:
         seconds=time.monotonic() - began_s,
         cpu_s=process_cpu_s(pid) - cpu_s,
         wakeups={thread: count - switches.get(thread, 0) for thread, count in read_switches(pid).items()},
-        rss_mib=read_memory_mib(pid, "Rss"),
+        rss_mib=read_rss_mib(pid),
     )
 
 
@@ -55,8 +55,8 @@ def read_switches(pid: int) -> dict[str, int]:
     return found
 
 
-def read_memory_mib(pid: int, name: str) -> float:
-    """Read a sum over a process's memory, such as Rss or Pss, in MiB (smaps_rollup)."""
+def read_rss_mib(pid: int) -> float:
+    """Read a process's resident memory (smaps_rollup)."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    (kib,) = re.findall(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
+    (kib,) = re.findall(r"^Rss:\s+(\d+) kB$", text, re.MULTILINE)
     return int(kib) / 1024

@@ -56,9 +56,9 @@ class FileHypervisor(FakeHypervisor):
             for number in range(1, self.guests + 1)
         )
 
-    def dirty_rate(self, uuid: str) -> int | None:
-        self.measuring.pop(uuid)  # it is over when it is asked for
-        return super().dirty_rate(uuid)
+    def changes(self, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
+        self.measuring.pop(uuid, None)  # it is over when it is asked for
+        return super().changes(uuid, is_measured=is_measured)
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         super().set_parameters(values)

@@ -46,20 +46,16 @@ class EmbeddedRoot:
 
 
 @contextmanager
-def embedded_libvirt(parent: Path = Path("/tmp"), cache: Path | None = None) -> Iterator[EmbeddedRoot]:
+def embedded_libvirt(parent: Path) -> Iterator[EmbeddedRoot]:
     """Lend an embedded libvirt's root, fresh and configured, and leave nothing of it behind; raises OSError.
 
-    `cache` may name a folder that outlives the root: libvirt keeps what it learned of QEMU there (and checks whether it
-    still holds), which saves the next first guest about 4 s. Enter it before libvirt is imported, which then reads that
-    its messages go to a file of the root; close connections before leaving it.
+    Enter it before libvirt is imported, which then reads that its messages go to a file of the root; close connections
+    before leaving it.
     """
     path = Path(tempfile.mkdtemp(prefix=ROOT_PREFIX, dir=parent))
     try:
         (path / "etc").mkdir()
         (path / "etc" / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
-            (path / "cache").symlink_to(cache.resolve(), target_is_directory=True)
         os.environ |= {"LIBVIRT_LOG_OUTPUTS": f"3:file:{path}/libvirt.log", "LIBVIRT_LOG_FILTERS": "3:*"}
         yield EmbeddedRoot(path=path)
     finally:

@@ -43,6 +43,8 @@ SAMPLE = Sample(
     pages_to_scan=0,
     sleep_millisecs=10_000,
     rule="idle",
+    zero_kib=None,
+    freed_kib=None,
 )
 
 
@@ -127,13 +129,11 @@ class FakeHypervisor:
         self.measuring[uuid] = seconds
         self.ever_measured.add(uuid)
 
-    def dirty_rate(self, uuid: str) -> int | None:
-        return self.dirty_mib_per_s.get(uuid) if uuid in self.ever_measured - self.measuring.keys() else None
-
-    def disk_reads(self, uuid: str) -> int | None:
+    def changes(self, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
         if uuid not in self.xml:
             raise GuestVanished(f"guest {uuid} has ended")
-        return self.read_bytes.get(uuid)
+        is_over = is_measured and uuid in self.ever_measured - self.measuring.keys()
+        return self.dirty_mib_per_s.get(uuid) if is_over else None, self.read_bytes.get(uuid)
 
     def set_parameters(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():

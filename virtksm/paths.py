@@ -9,6 +9,7 @@
             coalesce.lock     held by the one-shot that waits for hooks
             HOST.lock         held during a pass on that host
             HOST.json         baseline, intended and applied settings, the policy's state
+            HOST.merging.json which guests may merge other than they were started
     /var/lib/virtksm/         survives reboots
         HOST.off              exists while virtksm is paused for that host
         HOST.history          that host's last day, for people

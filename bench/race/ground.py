@@ -28,12 +28,11 @@ class Disturbed(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class GuestLife:
-    """When a guest's start returned, its memory was filled, its stop returned; None: not in this run."""
+    """When a guest's memory was filled, None: not in this run; and whether it was stopped."""
 
     name: str
-    started_s: float
     settled_s: float | None = None
-    stopped_s: float | None = None
+    has_stopped: bool = False
 
 
 class Ground:
@@ -72,18 +71,17 @@ class Ground:
         wait_until(lambda: self.ksm.read("full_scans") >= target, 300.0, f"{QUIET_SCANS} full scans")
         self.ksm.write(pages_to_scan=100, sleep_millisecs=20)
 
-    def start(self, guest: PayloadGuest, *, began_s: float) -> None:
-        """Start a guest; `began_s` of CLOCK_MONOTONIC is where its times count from."""
+    def start(self, guest: PayloadGuest) -> None:
         kernel = build_linux_guest() if isinstance(guest, LinuxGuest) else None
         self._running[guest.name] = self._start(guest, settle=False, kernel=kernel)
-        self.guests.append(GuestLife(name=guest.name, started_s=time.monotonic() - began_s))
+        self.guests.append(GuestLife(name=guest.name))
 
-    def stop(self, name: str, *, began_s: float) -> None:
+    def stop(self, name: str) -> None:
         """Stop a guest at once, through libvirt."""
         self._running[name].domain.destroy()
         for life in self.guests:
             if life.name == name:
-                life.stopped_s = time.monotonic() - began_s
+                life.has_stopped = True
 
     def resident_mib(self) -> float:
         """Tell what the guests that run hold resident, shared pages in each."""
@@ -103,9 +101,9 @@ class Ground:
             raise Disturbed(f"{foreign} pages of other processes are merged (their /proc/PID/ksm_merging_pages)")
 
     def note_settled(self, *, began_s: float) -> None:
-        """Note which guests have filled their memory; raises PayloadFailed when one reports an error."""
+        """Note which guests have filled their memory, from `began_s` on; raises PayloadFailed when one has an error."""
         for life in self.guests:
             console = self._running[life.name].console
-            is_filling = life.settled_s is None and life.stopped_s is None and console.exists()
+            is_filling = life.settled_s is None and not life.has_stopped and console.exists()
             if is_filling and parse_console(console.read_text(encoding="ascii", errors="replace")):
                 life.settled_s = time.monotonic() - began_s

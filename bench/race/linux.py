@@ -53,11 +53,11 @@ class LinuxGuest(PayloadGuest):
         return ET.tostring(domain, encoding="unicode")
 
 
-def build_linux_guest(folder: Path = FOLDER) -> Path:
+def build_linux_guest() -> Path:
     """Make kernel and initramfs unless they are there, and return the kernel's path; raises LinuxGuestUnbuilt."""
-    kernel = folder / KERNEL
+    kernel = FOLDER / KERNEL
     if not kernel.exists():
-        new = folder.with_name(folder.name + ".new")
+        new = FOLDER.with_name(FOLDER.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         try:
@@ -66,8 +66,8 @@ def build_linux_guest(folder: Path = FOLDER) -> Path:
         except (OSError, subprocess.CalledProcessError) as error:
             said = getattr(error, "stderr", None) or error
             raise LinuxGuestUnbuilt(f"no Linux guest, leave the work out (--works): {said}") from error
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        new.rename(FOLDER)
     return kernel
 
 

@@ -81,19 +81,11 @@ class Sampler:
     Raises LookupError when made where ksmd is not to be seen, and on leaving what went wrong in its thread.
     """
 
-    def __init__(
-        self,
-        began_s: float,
-        resident_mib: Callable[[], float],
-        ksm: Ksm | None = None,
-        ksmd: Path | None = None,
-        vmstat: Path = VMSTAT,
-    ) -> None:
+    def __init__(self, began_s: float, resident_mib: Callable[[], float]) -> None:
         self._began_s = began_s
         self._resident_mib = resident_mib
-        self._ksm = ksm or Ksm()
-        self._schedstat = (ksmd or find_ksmd()) / "schedstat"
-        self._vmstat = vmstat
+        self._ksm = Ksm()
+        self._schedstat = find_ksmd() / "schedstat"
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._collect, name="sampler")
         self._failure: OSError | ValueError | None = None
@@ -105,7 +97,7 @@ class Sampler:
             at_s=at_s,
             pages_sharing=self._ksm.read("pages_sharing"),
             pages_shared=self._ksm.read("pages_shared"),
-            cow_ksm=parse_vmstat(self._vmstat.read_text(encoding="ascii"), "cow_ksm"),
+            cow_ksm=parse_vmstat(VMSTAT.read_text(encoding="ascii"), "cow_ksm"),
             ksmd_cpu_s=int(self._schedstat.read_text(encoding="ascii").split()[0]) / 1e9,
             is_idle=self._ksm.read("run") != 1 or self._ksm.read("pages_to_scan") == 0,
             resident_mib=self._resident_mib(),
@@ -197,9 +189,9 @@ def _follow(ground: Ground, work: Work, contender: Contender, began_s: float) ->
         while due and due[0].at_s <= now_s:
             step = due.pop(0)
             if isinstance(step, Start):
-                ground.start(step.guest, began_s=began_s)
+                ground.start(step.guest)
             else:
-                ground.stop(step.name, began_s=began_s)
+                ground.stop(step.name)
         ground.note_settled(began_s=began_s)
         all_started = len(ground.guests) == starts
         all_settled = all_started and all(guest.settled_s is not None for guest in ground.guests)

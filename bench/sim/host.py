@@ -232,8 +232,7 @@ class SimFacts:
         return OtherProcesses(kib=sum(other_processes_kib), processes=len(other_processes_kib), unread=0)
 
     def host_memory(self) -> HostMemory:
-        memory = self._host.host_memory()
-        return replace(memory, available_kib=memory.free_kib)
+        return self._host.host_memory()
 
     def node_memory(self, node: int) -> tuple[int, int] | None:
         return None

@@ -107,7 +107,7 @@ def made_up(contender: str, pages_at_s: Callable[[int], int], *, idle_from_s: fl
     return Run(
         work=STORM,
         contender=contender,
-        guests=[GuestLife(name="g0", started_s=0.1, settled_s=SETTLED_S)],
+        guests=[GuestLife(name="g0", settled_s=SETTLED_S)],
         samples=[
             Sample(
                 at_s=float(at_s),
@@ -126,8 +126,8 @@ def made_up(contender: str, pages_at_s: Callable[[int], int], *, idle_from_s: fl
     )
 
 
-def rising(per_s: int, most: int = 1000) -> Callable[[int], int]:
-    return lambda at_s: min(at_s * per_s, most)
+def rising(per_s: int) -> Callable[[int], int]:
+    return lambda at_s: min(at_s * per_s, 1000)
 
 
 def test_a_run_s_figures_are_those_of_its_definitions_and_make_a_table_and_a_picture(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def known_pages_of_others(pids: set[int]) -> int:
     return known
 
 
-def spec(name: str, *, common: int = 3, zero: int = 1, own: int = 2, seed: int = 0) -> PayloadGuest:
-    return PayloadGuest(name=name, memory_mib=64, common_mib=common, zero_mib=zero, own_mib=own, seed=seed)
+def spec(name: str, *, seed: int) -> PayloadGuest:
+    return PayloadGuest(name=name, memory_mib=64, common_mib=3, zero_mib=1, own_mib=2, seed=seed)
 
 
 @dataclass

@@ -20,11 +20,9 @@ def host(**rules: bool) -> SimHost:
     return SimHost(total_kib=16 * 1024 * 1024, ksmd=ksmd, fill_mib_per_s=AT_ONCE_MIB_PER_S)
 
 
-def guest(name: str, *, common: int = 0, zero: int = 0, own: int = 0, image: int = 0) -> PayloadGuest:
+def guest(name: str, *, common: int = 0, zero: int = 0, own: int = 0) -> PayloadGuest:
     seed = sum(map(ord, name))
-    return PayloadGuest(
-        name=name, memory_mib=1024, common_mib=common, zero_mib=zero, own_mib=own, image=image, seed=seed
-    )
+    return PayloadGuest(name=name, memory_mib=1024, common_mib=common, zero_mib=zero, own_mib=own, seed=seed)
 
 
 def full_scan(sim: SimHost) -> None:

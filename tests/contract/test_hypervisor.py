@@ -107,7 +107,7 @@ def real_host(ksm: Ksm, connection: libvirt.virConnect, guest: GuestFactory, sta
     host = LibvirtHost(connection)
 
     def await_dirty_rate(uuid: str) -> None:
-        wait_until(lambda: host.dirty_rate(uuid) is not None, HANG_S, "a dirty rate to be measured")
+        wait_until(lambda: host.changes(uuid, is_measured=True)[0] is not None, HANG_S, "a dirty rate to be measured")
 
     return Host(
         hypervisor=host,
@@ -242,13 +242,19 @@ def test_what_a_guest_reads_from_disk_is_told_and_nothing_without_a_disk(host: H
     host.start_from_disk("disk")
     host.start_guest(small("none"))
     uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
-    wait_until(lambda: (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, HANG_S, "a sector to be read")
+
+    def reads(name: str, *, is_measured: bool = False) -> int | None:
+        return host.measures.changes(uuids[name], is_measured=is_measured)[1]
+
+    wait_until(lambda: (reads("disk") or 0) >= 512, HANG_S, "a sector to be read")
     host.measures.start_dirty_rate(uuids["disk"], 1)
-    assert (host.measures.disk_reads(uuids["disk"]) or 0) >= 512, "while it is measured, too"
-    assert host.measures.disk_reads(uuids["none"]) is None
+    assert (reads("disk", is_measured=True) or 0) >= 512, "while it is measured, too"
+    host.await_dirty_rate(uuids["disk"])
+    assert (reads("disk", is_measured=True) or 0) >= 512, "and after that"
+    assert reads("none") is None
     host.end_guest("none")
     with pytest.raises(GuestVanished):
-        host.measures.disk_reads(uuids["none"])
+        reads("none")
 
 
 def test_how_fast_a_guest_s_memory_changes_is_told_once_measured_and_nothing_before(host: Host) -> None:
@@ -257,10 +263,11 @@ def test_how_fast_a_guest_s_memory_changes_is_told_once_measured_and_nothing_bef
     uuids = {guest.name: guest.uuid for guest in host.hypervisor.running_guests(with_max=False)}
     rates = {}
     for name, uuid in uuids.items():
-        assert host.measures.dirty_rate(uuid) is None, "it never was"
+        assert host.measures.changes(uuid, is_measured=True) == (None, None), "it never was"
         host.measures.start_dirty_rate(uuid, 1)
         host.await_dirty_rate(uuid)
-        rates[name] = host.measures.dirty_rate(uuid)
+        assert host.measures.changes(uuid, is_measured=False) == (None, None), "nobody asks"
+        rates[name], _ = host.measures.changes(uuid, is_measured=True)
     assert rates["still"] == 0
     assert 0 < (rates["busy"] or 0) <= 100, "MiB a second, of 64 MiB"
     host.end_guest("busy")
@@ -306,7 +313,7 @@ def test_every_call_over_a_broken_connection_says_that_libvirt_is_unreachable(li
         lambda: host.running_guests(with_max=True),
         host.measured_guests,
         lambda: host.guest_xml("00000000-0000-0000-0000-000000000001"),
-        lambda: host.disk_reads("00000000-0000-0000-0000-000000000001"),
+        lambda: host.changes("00000000-0000-0000-0000-000000000001", is_measured=False),
         lambda: host.set_parameters({"pages_to_scan": 345}),
     )
     for call in calls:

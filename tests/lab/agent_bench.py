@@ -35,13 +35,13 @@ from virtksm.agent.merged_memory import MergedMemory
 from virtksm.agent.passes import Passes
 from virtksm.agent.requests import Requests
 from virtksm.agent.trace_buffer import TraceBuffer
+from virtksm.agent.zero_pages import ZeroPages
 from virtksm.config.schema import Config
 from virtksm.errors import ExitCode
 from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger
-from virtksm.model.snapshot import Guest
 from virtksm.tuning.cycle import Cycle
 from virtksm.tuning.ports import Switch
 from virtksm.tuning.sense import GuestNotes
@@ -49,14 +49,19 @@ from virtksm.tuning.sense import GuestNotes
 URI = "qemu:///system"
 
 
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
-
-
 def unchanging(config: Config | None = None) -> Configuration:
     """Return a configuration that every reload finds the same."""
     fresh = FreshConfig(config=config or Config())
     return Configuration(fresh.config, lambda: fresh)
+
+
+class FakeZeroPages(ZeroPages):
+    """Takes no memory, and leaves this process its name."""
+
+    are_held = False
+
+    def follow(self, *, are_wanted: bool) -> None:
+        self.are_held = are_wanted
 
 
 def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWriter, notes: GuestNotes) -> Listeners:
@@ -66,7 +71,7 @@ def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWrit
     reader.learned = switches.see
     rates = DirtyRates(lambda: None, lambda: HANG_S, notes.dirty_kib_per_s, reporter.dirty_rates_unknown)
     merged = MergedMemory(notes.merged, reporter.rewriting_unknown)
-    return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged)
+    return Listeners(reporter, history_writer, TraceBuffer(), reader, switches, rates, merged, FakeZeroPages())
 
 
 def requests_without_libvirt(switch: Switch, uri: str = URI) -> Requests:

@@ -29,6 +29,7 @@ PROJECT = Path(__file__).parents[2]
 NOBODY = 65534
 COCKPIT_WS = "/usr/lib/cockpit/cockpit-ws"
 URI = "qemu:///system"
+PAGE = "/cockpit/@localhost/virtksm/index.html"
 LOCK_PATH = Path("/run/lock/virtksm-cockpit.lock")
 BUS = """\
 <busconfig>

@@ -17,6 +17,8 @@ class FakeDomain:
     max_kib: Any
     asked: int = 0
     measured: int = 0
+    connection: Any = None
+    """The one over which it was looked up last."""
 
     def name(self) -> str:
         return self.called
@@ -26,6 +28,10 @@ class FakeDomain:
 
     def ID(self) -> int:
         return 1
+
+    def connect(self) -> "FakeConnection":
+        connection: FakeConnection = self.connection
+        return connection
 
     def startDirtyRateCalc(self, _seconds: int) -> int:
         self.measured += 1
@@ -48,6 +54,9 @@ class FakeConnection:
     kept_alive: tuple[int, int] | None = None
     before_lookup: Callable[[], object] = lambda: None
     before_list: Callable[[], object] = lambda: None
+    lookups: int = 0
+    asked_for: list[int] = field(default_factory=list)
+    """The kinds of statistics that were asked for."""
 
     def getURI(self) -> str:
         return "qemu:///system"
@@ -79,7 +88,10 @@ class FakeConnection:
 
     def lookupByUUIDString(self, uuid: str) -> FakeDomain:
         self.before_lookup()
-        return next(domain for domain in self.domains if domain.uuid == uuid)
+        self.lookups += 1
+        domain = next(domain for domain in self.domains if domain.uuid == uuid)
+        domain.connection = self
+        return domain
 
     def listAllDomains(self, _flags: int) -> list[FakeDomain]:
         self.before_list()
@@ -92,3 +104,9 @@ class FakeConnection:
     def getAllDomainStats(self, _stats: int, _flags: int) -> list[tuple[FakeDomain, dict[str, Any]]]:
         self.before_list()
         return [(domain, self.answered) for domain in self.domains]
+
+    def domainListGetStats(
+        self, domains: list[FakeDomain], stats: int, _flags: int
+    ) -> list[tuple[FakeDomain, dict[str, Any]]]:
+        self.asked_for.append(stats)
+        return [(domain, self.answered) for domain in domains]

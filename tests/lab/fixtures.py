@@ -93,10 +93,10 @@ class GuestFactory:
             wait_settled(console, HANG_S)
         return RunningGuest(domain=domain, pid=pid, console=console, spec=spec)
 
-    def together(self, *specs: PayloadGuest, paused: bool = False, settle: bool = True) -> list[RunningGuest]:
+    def together(self, *specs: PayloadGuest) -> list[RunningGuest]:
         """Start several guests at the same time."""
         with ThreadPoolExecutor(len(specs)) as pool:
-            return list(pool.map(lambda spec: self(spec, paused=paused, settle=settle), specs))
+            return list(pool.map(self, specs))
 
     def close(self) -> None:
         """End all guests and close the connection."""

@@ -148,6 +148,10 @@ def honest(request: Json) -> Iterable[bytes]:
     return [as_line(answer_to(request.get("op")))]
 
 
+def say_always(said: bytes, _: Json) -> list[bytes]:
+    return [said]
+
+
 def wrong_answers(op: str, one_in: int = 3) -> Iterator[tuple[str, bytes]]:
     """Yield the answer to `op` with each of its fields replaced by some of `WRONG`, and where that was.
 

@@ -10,6 +10,7 @@ from virtksm.agent.status import AgentFacts
 from virtksm.config.schema import Config
 from virtksm.errors import VirtksmError
 from virtksm.guests.choices import Choice
+from virtksm.host.libvirt_events import DomainEvent
 from virtksm.model.decision import Trigger, Triggers
 from virtksm.model.report import PassReport
 from virtksm.model.snapshot import Guest, Settings
@@ -20,6 +21,14 @@ SCANNING = Settings(pages_to_scan=285_714, sleep_millisecs=60_000)
 UNMERGED = {"u": Choice(name="vault", process="1/1", merge=False, why="private", at_s=1.5, is_done=True)}
 _SAFE = Guest(uuid="v", name="safe")
 UNSWITCHED = (Trouble(_SAFE, merge=False, error=VirtksmError("no room", remedy="wait"), wait_s=5.0, due_s=6.0),)
+
+
+def guest(name: str) -> Guest:
+    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
+
+
+def event(trigger: Trigger, of: str, detail: str = "") -> DomainEvent:
+    return DomainEvent(trigger=trigger, guest=of, uuid=of, detail=detail, heard_s=0.0)
 
 
 def passed(target: Settings, *, run: int | None = 1) -> PassReport:

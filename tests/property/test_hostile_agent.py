@@ -32,6 +32,7 @@ from tests.lab.hostile_agent import (
     answer_to,
     as_line,
     plant_history,
+    say_always,
     wrong_answers,
 )
 from tests.lab.ksm import wait_until
@@ -127,10 +128,6 @@ def run_all_apart(folder: Path, *commands: str) -> None:
 
 def say_wrong(op: str, said: bytes, request: Json) -> list[bytes]:
     return [said if request["op"] == op else as_line(answer_to(request["op"]))]
-
-
-def say_always(said: bytes, _: Json) -> list[bytes]:
-    return [said]
 
 
 @pytest.mark.usefixtures("agent")

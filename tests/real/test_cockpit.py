@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from demo.guests import PayloadGuest
 from tests.lab.browser import Looked, chromium, open_page
-from tests.lab.cockpit import URI, CockpitHost
+from tests.lab.cockpit import PAGE, URI, CockpitHost
 from tests.lab.fixtures import GuestFactory
 from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import HostileAgent
@@ -30,7 +30,6 @@ pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 Json = dict[str, Any]
 Visit = Callable[..., Looked]
 GROUP = "daemon"
-PAGE = "/cockpit/@localhost/virtksm/index.html"
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 OFTEN = "const setOften = window.setInterval; window.setInterval = (work, ms) => setOften(work, ms / 5);"
 """For the page to look every 0.4 s instead of every two."""

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.lab.browser import chromium, open_page
-from tests.lab.cockpit import CockpitHost
+from tests.lab.cockpit import PAGE, CockpitHost
 from tests.lab.hang import HANG_S
 from tests.lab.hostile_agent import (
     NOBODY,
@@ -27,6 +27,7 @@ from tests.lab.hostile_agent import (
     as_line,
     honest,
     plant_history,
+    say_always,
     wrong_answers,
 )
 from tests.lab.ksm import wait_until
@@ -34,7 +35,6 @@ from tests.lab.libvirtd import PrivateLibvirtd
 
 pytestmark = [pytest.mark.real, pytest.mark.needs("chromium")]
 
-PAGE = "/cockpit/@localhost/virtksm/index.html"
 SOMETHING_WRONG = re.compile("does not understand|does not answer as it should|No agent runs")
 
 
@@ -228,10 +228,6 @@ def say_and_note(asked: list[Json], request: Json, may_answer: threading.Event |
     if may_answer is not None and request["op"] == "history":
         may_answer.wait(HANG_S)
     return honest(request)
-
-
-def say_always(said: bytes, _: Json) -> list[bytes]:
-    return [said]
 
 
 def say_wrong(op: str, said: bytes, asked: list[str], request: Json) -> list[bytes]:

@@ -13,8 +13,9 @@ from typing import cast
 import pytest
 
 from tests.fakes import FakeHistory, FakeHypervisor, FakeSwitch
-from tests.lab.agent_bench import Bench, FakeConnection, guest
+from tests.lab.agent_bench import Bench, FakeConnection
 from tests.lab.hang import HANG_S
+from tests.lab.samples import guest
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.main import feed_watchdog
 from virtksm.config.schema import Config, keys_of

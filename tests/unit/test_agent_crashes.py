@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from tests.fakes import BUSY, FakeHistory
-from tests.lab.agent_bench import URI, Bench, guest
+from tests.lab.agent_bench import URI, Bench
 from tests.lab.hang import HANG_S
+from tests.lab.samples import guest
 from virtksm.agent.control_client import ask
 from virtksm.agent.sockets import ControlServer, bind_socket
 from virtksm.config.schema import Config

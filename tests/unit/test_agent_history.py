@@ -153,9 +153,9 @@ async def test_a_full_disk_is_told_and_what_waits_is_bounded_and_written_when_it
 class HangingHistory(FakeHistory):
     """A disk that does not answer until released; `tries` counts who has come to it."""
 
-    def __init__(self, released: threading.Event | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.released = released or threading.Event()
+        self.released = threading.Event()
         self.tries = 0
 
     def add(self, *batch: Any) -> str | None:  # noqa: ANN401  # as the port has it

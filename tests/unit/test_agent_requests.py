@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tests.fakes import BUSY, FakeChoices, FakeFacts, FakeHistory
-from tests.lab.agent_bench import URI, Bench, guest
+from tests.lab.agent_bench import URI, Bench
+from tests.lab.samples import guest
 from virtksm.agent.configuration import FreshConfig
 from virtksm.agent.guest_switches import ThisHost
 from virtksm.config.schema import Config
@@ -17,7 +18,6 @@ from virtksm.model.decision import Trigger
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
-PLAIN = "<domain/>"
 KEPT_OUT = "<domain><memoryBacking><nosharepages/></memoryBacking></domain>"
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.fakes import FakeClock, FakeFacts, FakeHypervisor, fake_cycle
 from tests.lab.agent_bench import listeners_of
 from tests.lab.hang import HANG_S
+from tests.lab.samples import event
 from tests.unit.test_agent_history import WALL_S, until
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.listeners import MAX_AT_ONCE, REFILL_S, News
@@ -69,10 +70,6 @@ class Host:
 
     def run(self, *triggers: Trigger) -> PassReport:
         return self.cycle.run(Triggers(kinds=frozenset(triggers)))
-
-
-def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
-    return DomainEvent(trigger=trigger, guest=guest, uuid=guest, detail=detail, heard_s=0.0)
 
 
 @pytest.mark.parametrize(

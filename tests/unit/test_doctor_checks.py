@@ -135,8 +135,8 @@ def hooked(*hooks: HookFile, changed: Files | None = None) -> Facts:
     return replace(HEALTHY, here=here(*hooks, changed=changed))
 
 
-def aged(age_s: float, hook: HookFile = HOOK_FILE) -> HookFile:
-    return hook._replace(changed_at_s=NOW_S - age_s)
+def aged(age_s: float) -> HookFile:
+    return HOOK_FILE._replace(changed_at_s=NOW_S - age_s)
 
 
 def without_agent(facts: Facts) -> Facts:

@@ -401,7 +401,7 @@ def test_an_agents_status_without_a_pass_is_as_of_one_that_has_seen_no_guest() -
 def test_every_fault_of_the_configuration_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "virtksm.toml"
     file.write_text("policy = 7\nnonsense = 1\n", encoding="ascii")
-    faults = read_config(str(file)).configuration
+    faults, _, _ = read_config(str(file))
     assert isinstance(faults, tuple)
     assert len(faults) == 2
     file.write_text('[adaptive]\nmerge_across_nodes = "keep"\n', encoding="ascii")

@@ -274,9 +274,9 @@ def result(name: str, code: int, printed: object = None, said: str = "", action:
     return result_of(action, FleetHost(name=name, uri=f"qemu+ssh://{name}/system"), answer)
 
 
-def told(action: str, *results: dict[str, Any], columns: int | None = None) -> list[str]:
+def told(action: str, *results: dict[str, Any]) -> list[str]:
     report = {"action": action, "hosts": results, "notes": [NOTES[action]]}
-    return to_lines(report_items(report), columns)
+    return to_lines(report_items(report))
 
 
 def test_a_hosts_error_its_remedy_and_warnings_are_what_the_command_says() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.fakes import HOST, FakeFacts, FakeHypervisor, FakeStore, TargetPolicy, fake_cycle
 from virtksm.model.decision import Trigger, Triggers
-from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, Settings, Snapshot, Source
+from virtksm.model.snapshot import IDLE, Guest, KsmState, Settings, Snapshot, Source
 from virtksm.tuning.freed import Freed, count_freed
 from virtksm.tuning.sense import with_estimates
 from virtksm.values import replace
@@ -22,13 +22,13 @@ TOLD = {
 }
 
 
-def seen(*rss_mib: int | None, host: HostMemory = HOST, pages_to_scan: int = 100, **counters: int) -> Snapshot:
+def seen(*rss_mib: int | None, pages_to_scan: int = 100, **counters: int) -> Snapshot:
     """Return a snapshot of guests with so much resident memory; counters are what they have grown by."""
     told: dict[str, Any] = {name: value + counters.get(name, 0) for name, value in TOLD.items()}
     return Snapshot(
         taken_s=0.0,
         source=Source.LOCAL,
-        host=host,
+        host=HOST,
         ksm=KsmState(
             settings=Settings(pages_to_scan=pages_to_scan, sleep_millisecs=20), pages_shared=0, pages_sharing=0, **told
         ),

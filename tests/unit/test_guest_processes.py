@@ -55,8 +55,8 @@ def search(clock: FakeClock, reads: CountedReads, tmp_path: Path) -> GuestSearch
     return GuestSearch(clock, reads, qemu_home=str(tmp_path / "none"))
 
 
-def guest(uuid: str = "A", *, domain_id: int = 1, name: str = "web") -> Guest:
-    return Guest(uuid=uuid, name=name, domain_id=domain_id)
+def guest(uuid: str = "A", *, domain_id: int = 1) -> Guest:
+    return Guest(uuid=uuid, name="web", domain_id=domain_id)
 
 
 def troubles(told: GuestSearch | LimitedReads) -> tuple[str, ...]:

@@ -8,24 +8,19 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeChoices, FakeClock, FakeFacts, FakeHypervisor, FakeMonitor, merging_guest
-from tests.lab.agent_bench import listeners_of, unchanging
+from tests.lab.agent_bench import unchanging
 from tests.lab.hang import HANG_S
-from tests.lab.samples import SCANNING, passed
 from tests.unit.test_agent_guest_xml import APART, PLAIN
 from virtksm.agent.calls import BlockingCalls, GuestCalls, Result
 from virtksm.agent.guest_switches import MAX_HANGING, MAX_RETRY_S, RETRY_S, GuestSwitches, ThisHost
 from virtksm.agent.guest_xml import GuestReader
-from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
-from virtksm.agent.passes import DonePass
 from virtksm.config.schema import Config
 from virtksm.errors import LibvirtUnreachable, MonitorFailed, MonitorRefused, VirtksmError
 from virtksm.guests.choices import COMMAND, Choice
 from virtksm.guests.process import MergeableMemory
 from virtksm.host.systemd import Notifier
-from virtksm.model.decision import Pause
 from virtksm.model.snapshot import Guest
-from virtksm.tuning.sense import GuestNotes
 from virtksm.values import replace
 
 DECLARED = '<domain><metadata><v:guest xmlns:v="urn:virtksm:guest" private="yes"/></metadata></domain>'
@@ -213,17 +208,6 @@ def test_what_the_policy_says_is_heard_at_once_and_once() -> None:
     bench.part.seen.clear()
     bench.part.follow(("a",))
     assert not bench.part.seen.is_set()
-
-
-def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_where_it_only_observes() -> None:
-    told, found = passed(SCANNING), []
-    named = replace(told, decision=replace(told.decision, rewriters=("uuid of loud/1",)))
-    paused = replace(told, paused=Pause())
-    listeners = listeners_of(Config(), Reporter(Notifier({})), HistoryWriter(), GuestNotes())
-    for report, config in ((named, Config()), (paused, Config()), (named, Config(policy="observe")), (told, Config())):
-        listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
-        found.append(listeners.switches.rewriters)
-    assert found == [("uuid of loud/1",), ("uuid of loud/1",), None, ()]
 
 
 async def test_a_new_run_of_a_guest_has_forgotten_it_whatever_its_domain_id() -> None:

@@ -204,6 +204,20 @@ def test_the_reads_of_all_disks_that_tell_are_added_up(answered: dict[str, objec
     assert parse_disk_reads(answered) == reads
 
 
+@pytest.mark.parametrize("status", [libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED, libvirt.VIR_DOMAIN_DIRTYRATE_MEASURING])
+def test_one_call_tells_a_guest_s_rate_once_measured_and_its_reads(status: int) -> None:
+    bench = Bench()
+    rate = {"dirtyrate.calc_status": status, "dirtyrate.megabytes_per_second": 7}
+    bench.connection.answered = {"block.0.rd.bytes": 512, **rate}
+    is_over = status == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
+    assert bench.host.changes("one", is_measured=True) == (7 if is_over else None, 512)
+    both = libvirt.VIR_DOMAIN_STATS_BLOCK | libvirt.VIR_DOMAIN_STATS_DIRTYRATE
+    assert (bench.connection.lookups, bench.connection.asked_for) == (1, [both])
+    bench.connection.answered = {"block.0.rd.bytes": 512}
+    assert bench.host.changes("one", is_measured=False) == (None, 512)
+    assert bench.connection.asked_for[1:] == [libvirt.VIR_DOMAIN_STATS_BLOCK]
+
+
 def test_a_connection_that_nobody_uses_is_closed_at_once() -> None:
     bench = Bench()
     bench.host.start_dirty_rate("one", 60)

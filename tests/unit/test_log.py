@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.lab.samples import a_pass
+from tests.lab.samples import a_pass, event
 from virtksm.agent.log import Reporter
 from virtksm.errors import Cause, ConfigError, ConfigFault, SettingsRefused, VirtksmError
-from virtksm.host.libvirt_events import DomainEvent
 from virtksm.host.systemd import Notifier
 from virtksm.log_setup import configure
 from virtksm.model.decision import Trigger, Triggers
@@ -34,10 +33,6 @@ def said() -> list[str]:
 
 def asked(*kinds: Trigger, **changes: Any) -> PassReport:  # noqa: ANN401  # PassReport's own
     return replace(a_pass(), triggers=Triggers(kinds=frozenset(kinds)), **changes)
-
-
-def event(trigger: Trigger, guest: str, detail: str = "") -> DomainEvent:
-    return DomainEvent(trigger=trigger, guest=guest, uuid=guest, detail=detail, heard_s=0.0)
 
 
 def test_a_pass_says_what_it_was_for_and_what_ksmd_does(said: list[str]) -> None:

@@ -10,8 +10,7 @@ import pytest
 from tests.fake_proc import FakeProc
 from tests.fakes import FakeClock, FakeHypervisor, fake_cycle
 from tests.lab.healthy_host import with_files
-from virtksm.cli.headroom import find_memory_notes
-from virtksm.cli.survey import read_bound
+from virtksm.cli.headroom import find_memory_notes, read_bound
 from virtksm.config.schema import AdaptiveParams, Config
 from virtksm.doctor.checks import examine
 from virtksm.doctor.finding import Verdict

@@ -19,7 +19,7 @@ TYPE = "text/plain; version=0.0.4"
 
 
 @asynccontextmanager
-async def served(patience_s: float = HANG_S, body: bytes = PAGE, buffer: int | None = None) -> AsyncIterator[int]:
+async def served(body: bytes = PAGE, buffer: int | None = None) -> AsyncIterator[int]:
     """Lend the port of a server; `buffer` bytes are what the kernel takes for a client."""
     listener = bind("127.0.0.1", 0)
     if buffer is not None:
@@ -28,7 +28,7 @@ async def served(patience_s: float = HANG_S, body: bytes = PAGE, buffer: int | N
     async def page() -> bytes:
         return body
 
-    server = serve(listener, page, TYPE, patience_s=patience_s)
+    server = serve(listener, page, TYPE, patience_s=HANG_S)
     try:
         async with asyncio.timeout(HANG_S):
             yield listener.getsockname()[1]
@@ -51,8 +51,8 @@ async def close(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-def request(line: bytes, headers: bytes = b"Host: x\r\n") -> bytes:
-    return line + b"\r\n" + headers + b"\r\n"
+def request(line: bytes) -> bytes:
+    return line + b"\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize("line", [b"GET /metrics HTTP/1.0", b"GET /metrics?x=1 HTTP/1.1", b"HEAD /metrics HTTP/1.1"])

@@ -2,10 +2,10 @@
 
 import pytest
 
+from tests.lab.samples import guest
 from virtksm.guests.obstacles import Obstacle, exposed, find_mixed, find_obstacles, is_merge_off, pool_text
 from virtksm.guests.process import GuestProcess, ProcessKsm
 from virtksm.guests.xml import UNKNOWN, GuestXml
-from virtksm.model.snapshot import Guest
 from virtksm.values import replace
 
 OFF = ("qemu", "-machine", "pc,usb=off,mem-merge=off,memory-backend=pc.ram", "-m", "24")
@@ -68,10 +68,6 @@ def test_the_last_word_on_the_command_line_holds(arguments: tuple[str, ...], is_
 def test_every_obstacle_has_its_words() -> None:
     assert len({one.text for one in Obstacle}) == len(Obstacle)
     assert {one.value for one in Obstacle if not one.is_whole} == {"hugepages", "shared_memory", "pinned", "unmerged"}
-
-
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
 
 
 def test_private_guests_that_can_merge_are_named_in_order() -> None:

@@ -24,12 +24,11 @@ def host(
     committed_kib: int = 0,
     *,
     total_kib: int = TOTAL_KIB,
-    taken_s: float = 1000.0,
     source: Source = Source.LOCAL,
     pages_to_scan: int | None = 100,
 ) -> Snapshot:
     return Snapshot(
-        taken_s=taken_s,
+        taken_s=1000.0,
         source=source,
         host=HostMemory(total_kib=total_kib, free_kib=free_kib, buffers_kib=0, cached_kib=0),
         ksm=KsmState(settings=Settings(pages_to_scan=pages_to_scan, sleep_millisecs=20)),

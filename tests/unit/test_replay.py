@@ -142,9 +142,9 @@ def test_time_between_passes_that_do_not_follow_each_other_is_not_counted() -> N
     assert [step.lasted_s for step in steps_of([*lines, header(), traced(500)])] == [None, 2, None, 1, None, None]
 
 
-def sums_of(lines: Iterable[Line | Torn], policy: TargetPolicy | None = None) -> dict[str, Any]:
+def sums_of(lines: Iterable[Line | Torn]) -> dict[str, Any]:
     sums = Sums()
-    steps_of(lines, policy, sums)
+    steps_of(lines, None, sums)
     return sums.as_dict()
 
 

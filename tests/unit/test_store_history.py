@@ -13,7 +13,7 @@ from tests.contract.test_history import DECISION, EVENT, NOW_S, SAMPLE
 from tests.lab.footprint import peak_bytes
 from tests.lab.hostile_agent import PLANTED_HISTORIES, plant_history
 from virtksm.errors import StateUnusable
-from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS, MAX_SAMPLES
+from virtksm.history.samples import MAX_DECISIONS, MAX_EVENTS
 from virtksm.store import history as history_file
 from virtksm.store.history import MAX_ASIDE, MAX_BYTES, MAX_DECISION_CHARACTERS, SCHEMA, HistoryFile
 from virtksm.values import replace
@@ -89,6 +89,7 @@ def torn(path: Path) -> None:
 DAMAGES: list[Callable[[Path], object]] = [
     lambda path: altered(path, f"PRAGMA user_version = {SCHEMA + 1}"),
     lambda path: altered(path, "ALTER TABLE samples RENAME COLUMN rule TO law"),
+    lambda path: altered(path, "DROP TABLE events"),
     torn,
     lambda path: path.write_bytes(b"garbage" * 1000),
     lambda path: path.write_bytes(path.read_bytes()[:100] + b"\xff" * 5000 + path.read_bytes()[5100:]),
@@ -110,61 +111,6 @@ def test_what_cannot_be_used_is_set_aside_whole_and_a_new_one_begun(
     assert Path(aside).read_bytes() == content
     assert history.samples(0) == (SAMPLE,)
     assert path.stat().st_mode & 0o777 == 0o600
-
-
-FIRST_SCHEMA = """
-CREATE TABLE samples (id INTEGER PRIMARY KEY, at_s, guests, committed_kib, total_kib, available_kib, saved_kib, \
-ksmd_cpu_seconds, run, pages_to_scan, sleep_millisecs, rule, CHECK (at_s IS NOT NULL));
-CREATE TABLE events (id INTEGER PRIMARY KEY, at_s, kind, domain, uuid, detail, CHECK (at_s IS NOT NULL));
-CREATE TABLE decisions (id INTEGER PRIMARY KEY, line, CHECK (line IS NOT NULL));
-PRAGMA user_version = 1;
-"""
-"""What wrote the first histories: without the parts of what is saved."""
-OLDER = replace(SAMPLE, zero_kib=None, freed_kib=None)
-
-
-def older(path: Path, samples: int = 1) -> None:
-    """Make a history of the first schema."""
-    with closing(sqlite3.connect(path)) as database, database:
-        database.executescript(FIRST_SCHEMA)
-        places = ", ".join("?" * len(OLDER[:-2]))
-        rows = [(number, *OLDER[:-2]) for number in range(1, samples + 1)]
-        database.executemany(f"INSERT INTO samples VALUES (?, {places})", rows)  # noqa: S608  # question marks
-        database.execute("INSERT INTO events VALUES (1, ?, ?, ?, ?, ?)", EVENT)
-        database.execute("INSERT INTO decisions VALUES (1, ?)", (DECISION,))
-
-
-@pytest.mark.parametrize("deserializes", [True, False])
-def test_an_older_file_is_read_as_it_is_and_gets_the_parts_of_what_is_saved_when_it_is_written(
-    path: Path, *, deserializes: bool
-) -> None:
-    older(path)
-    content = path.read_bytes()
-    history = HistoryFile(str(path), deserializes=deserializes)
-    assert (history.samples(0), history.events(0), history.decisions(9)) == ((OLDER,), (EVENT,), (DECISION,))
-    assert path.read_bytes() == content, "reading writes nothing"
-    assert history.add([SAMPLE], [EVENT], [DECISION]) is None, "it is not set aside"
-    for one in (history, HistoryFile(str(path), deserializes=deserializes)):
-        assert (one.samples(0), one.events(0)) == ((OLDER, SAMPLE), (EVENT, EVENT))
-    assert HistoryFile(str(path)).add([SAMPLE], [], []) is None, "it is as if it had been made so"
-    assert names(path) == ["local.history"]
-
-
-def test_an_older_file_keeps_its_bounds(path: Path) -> None:
-    older(path, samples=MAX_SAMPLES)
-    HistoryFile(str(path)).add([SAMPLE, SAMPLE], [], [])
-    assert HistoryFile(str(path)).samples(0) == (*[OLDER] * (MAX_SAMPLES - 2), SAMPLE, SAMPLE)
-    altered(path, "CREATE VIEW more AS SELECT 1")
-    assert HistoryFile(str(path)).add([SAMPLE], [], []) is not None
-
-
-@pytest.mark.parametrize("statement", ["ALTER TABLE samples ADD COLUMN zero_kib", "DROP TABLE events"])
-def test_an_older_file_with_other_tables_is_set_aside(path: Path, statement: str) -> None:
-    older(path)
-    altered(path, statement)
-    with pytest.raises(StateUnusable, match="is no history of schema"):
-        HistoryFile(str(path)).samples(0)
-    assert HistoryFile(str(path)).add([SAMPLE], [], []) is not None
 
 
 def unquotable(content: bytes) -> bytes:

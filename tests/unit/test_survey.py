@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.fakes import FakeFacts, FakeHypervisor
+from tests.lab.samples import guest
 from virtksm.errors import LibvirtUnreachable, SensingFailed, Unsupported
 from virtksm.guests.obstacles import Obstacle
 from virtksm.guests.process import GuestProcess, OtherProcess, ProcessKsm
 from virtksm.guests.survey import SeenGuest, Survey, survey
-from virtksm.model.snapshot import Guest, KsmState, Settings, Source
+from virtksm.model.snapshot import KsmState, Settings, Source
 from virtksm.values import replace
 
 COUNTERS = {"ksm_zero_pages": 20}
@@ -37,10 +38,6 @@ def domain(*parts: str) -> str:
     return f"<domain><memory unit='KiB'>24576</memory><currentMemory>16384</currentMemory>{''.join(parts)}</domain>"
 
 
-def guest(name: str) -> Guest:
-    return Guest(uuid=f"uuid of {name}", name=name, domain_id=1)
-
-
 def kernel(*names: str, xml: str = domain()) -> Kernel:
     guests = tuple(guest(name) for name in names)
     return Kernel(running=guests, xml={one.uuid: xml for one in guests})
@@ -50,8 +47,8 @@ def process(merging: int, *, zero: int = 0, items: int = 0) -> GuestProcess:
     return GuestProcess(arguments=QEMU, ksm=ProcessKsm(rmap_items=items, zero_pages=zero, merging_pages=merging))
 
 
-def facts(*processes: GuestProcess, names: tuple[str, ...] = ("one", "two")) -> FakeFacts:
-    uuids = [f"uuid of {name}" for name in names]
+def facts(*processes: GuestProcess) -> FakeFacts:
+    uuids = ("uuid of one", "uuid of two")
     return FakeFacts(
         rss_kib=dict.fromkeys(uuids, 20_000),
         of_guests=dict(zip(uuids, processes, strict=False)),

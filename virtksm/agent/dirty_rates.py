@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -59,11 +60,12 @@ class Measures(Protocol):
         Raises SensingFailed before QEMU 5.2, and while it is being measured.
         """
 
-    def dirty_rate(self, uuid: str) -> int | None:
-        """Return how many whole MiB a second a guest wrote to; None while it is being measured, or if it never was."""
+    def changes(self, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
+        """Return how many whole MiB a second a guest wrote to, and how many bytes it has read from its disks.
 
-    def disk_reads(self, uuid: str) -> int | None:
-        """Return how many bytes a guest has read from its disks since it started; None where libvirt cannot tell."""
+        The first is None unless it `is_measured` and that is over; the second, since it started, where libvirt cannot
+        tell.
+        """
 
 
 @dataclass(slots=True, kw_only=True)
@@ -174,8 +176,10 @@ class DirtyRates:
         guest, every_s = turn.now, turn_every_s(len(self.turns))
         turn.due_s = now_s + every_s
         was_measuring, turn.is_measuring = turn.is_measuring, False
-        read = partial(_read, host, guest.uuid, is_measured=was_measuring)
-        mib_per_s, read_bytes = await self._run(guest, read)
+        mib_per_s = read_bytes = None
+        with suppress(SensingFailed):
+            changes = partial(host.changes, guest.uuid, is_measured=was_measuring)
+            mib_per_s, read_bytes = await self._run(guest, changes)
         if not turn.is_pausing:
             self._learn(turn, mib_per_s, read_bytes, now_s - turn.then_s)
         turn.then, turn.then_s, turn.read_bytes = guest, now_s, read_bytes
@@ -220,16 +224,3 @@ class DirtyRates:
             return
         grown_kib = max((turn.now.rss_kib or 0) - (turn.then.rss_kib or 0), 0)
         self.rates[key] = max(kib_per_s - grown_kib / passed_s, 0.0)
-
-
-def _read(host: Measures, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
-    """Return what was measured of a guest in MiB a second, if it was, and how many bytes it has read from its disks."""
-    mib_per_s = _or_none(partial(host.dirty_rate, uuid)) if is_measured else None
-    return mib_per_s, _or_none(partial(host.disk_reads, uuid))
-
-
-def _or_none(read: Callable[[], int | None]) -> int | None:
-    try:
-        return read()
-    except SensingFailed:
-        return None

@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--last",
         metavar="N",
-        type=whole(1, MAX),
+        type=whole(MAX),
         default=LAST,
         help=f"how many decisions, 1 to {MAX} (default: %(default)s)",
     )

@@ -7,7 +7,7 @@ import gc
 from collections.abc import Callable, Sequence
 
 from virtksm.cli.layout import Item, Table, print_result
-from virtksm.cli.survey import surveyor
+from virtksm.cli.survey import read_survey, surveyor
 from virtksm.cli.timespan import add_watch_option
 from virtksm.errors import VirtksmError
 from virtksm.guests.obstacles import pool_text
@@ -53,10 +53,10 @@ def _columns(text: str) -> tuple[str, ...]:
 
 def run(options: argparse.Namespace) -> int | None:
     """Print the guests; returns the exit code of --watch. Raises VirtksmError, also for a guest that does not run."""
-    _, survey = surveyor(options)
+    _, survey = surveyor(options, read_survey)
 
     def read() -> tuple[dict[str, object], list[Item]]:
-        found, *_ = survey()
+        found = survey()
         guests = sorted(choose(found.guests, options.guests), key=_ORDERS["name"])
         guests.sort(key=_ORDERS[options.sort])
         items = survey_items(found, guests, columns=options.output or USUAL, has_header=not options.no_header)

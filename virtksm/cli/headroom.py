@@ -7,20 +7,30 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from virtksm.cli.layout import Row, print_result
-from virtksm.cli.survey import surveyor
-from virtksm.guests.headroom import Headroom, NodeRoom, Risk, find_headroom, find_node_rooms, host_of
+from virtksm.cli.survey import read_survey, surveyor
+from virtksm.guests.headroom import Headroom, NodeRoom, Nodes, Risk, find_headroom, find_node_rooms, host_of
 from virtksm.guests.survey import Survey, guests_text
 from virtksm.host.systemd import switch_on_here
-from virtksm.model.snapshot import HostMemory
+from virtksm.model.snapshot import HostMemory, NodeMemory
+from virtksm.paths import RuntimePaths
 from virtksm.text import format_kib, nodes_text
+from virtksm.tuning.ports import LocalFacts
+from virtksm.tuning.sense import read_nodes
 from virtksm.values import dump, replace
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from virtksm.host.libvirt_connection import LibvirtHost  # as in survey.py
+    from virtksm.host.local_facts import ProcFacts
+
 CLOSED_SWAP = "zram is memory, and the guests' group may limit their swap"
+Bound = dict[Nodes, NodeMemory]
+"""Memory of the sets of NUMA nodes that guests are bound to, as far as they are there."""
 
 
 def run(options: argparse.Namespace) -> None:
     gc.disable()  # a process of a tenth of a second has no garbage worth the time
-    config, survey = surveyor(options)
+    config, survey = surveyor(options, _read)
     found, memory, bound = survey()
     host = host_of(memory, found.ksm, config)
     if found.left_over is not None:  # each guest's savings are known, and its zero pages part of what it holds
@@ -33,6 +43,19 @@ def run(options: argparse.Namespace) -> None:
     about = {"uri": found.uri, "source": found.source.value, "ksm_run": found.ksm.run, "guests": len(found.guests)}
     values = {**about, **dump(headroom), "nodes": dump(nodes), "notes": notes}
     print_result(options, values, headroom_rows(found, headroom, notes, nodes, usable_kib=memory.usable_kib))
+
+
+def _read(paths: RuntimePaths, host: LibvirtHost, local: ProcFacts | None) -> tuple[Survey, HostMemory, Bound]:
+    found = read_survey(paths, host, local)
+    if local is None:
+        return found, host.host_memory(), {}
+    memory = local.host_memory()
+    return found, memory, read_bound(found, memory, local)
+
+
+def read_bound(found: Survey, memory: HostMemory, local: LocalFacts) -> Bound:
+    sets = sorted({nodes for one in found.guests for nodes in one.xml.bound_to})
+    return {nodes: one for nodes in sets if (one := read_nodes(nodes, memory, local)) is not None}
 
 
 def find_memory_notes(memory: HostMemory) -> list[str]:

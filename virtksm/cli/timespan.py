@@ -29,13 +29,13 @@ def timespan(min_s: float, max_s: float) -> Callable[[str], float]:
     return take
 
 
-def whole(min_number: int, max_number: int) -> Callable[[str], int]:
-    """Return what takes a number from `min_number` to `max_number`; raises argparse's error for others."""
+def whole(max_number: int) -> Callable[[str], int]:
+    """Return what takes a number from 1 to `max_number`; raises argparse's error for others."""
 
     def take(text: str) -> int:
-        if text.isascii() and text.isdecimal() and min_number <= int(text[:9]) <= max_number:
+        if text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= max_number:
             return int(text[:9])
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from {min_number} to {max_number}")
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number from 1 to {max_number}")
 
     return take
 

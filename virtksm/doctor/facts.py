@@ -78,7 +78,6 @@ class Here:
         clock: Callable[[], float] = time.time,
         peer_pid: int | None = None,
         state_age_s: Callable[[str], float | None] = state_age_s,
-        may_execute: Callable[[Root, str, str], bool] = may_execute,
     ) -> None:
         self.root = root
         self.clock = clock

@@ -51,9 +51,6 @@ class Choices(Protocol):
     def read(self) -> Mapping[str, Choice]:
         """Return the choices, also those of runs that have ended."""
 
-    def note(self, uuid: str, choice: Choice) -> None:
-        """Put a guest's choice in place of its earlier one."""
-
     def exchange(self, uuid: str, old: Choice | None, new: Choice | None) -> bool:
         """Put a choice in place of an old one, unless another is there by now; None is none. Returns whether it has."""
 

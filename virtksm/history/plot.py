@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FORMATS = ("png", "svg")
 WIDTH_INCHES, HEIGHT_INCHES = 10.0, 9.0
 SHARES = 300
 """How many stretches of ksmd's CPU a picture shows at most."""
@@ -51,7 +50,7 @@ SIZES = (("TiB", 2**30), ("GiB", 2**20), ("MiB", 2**10))
 
 
 def draw(samples: Sequence[Sample], events: Sequence[GuestEvent], title: str, path: Path) -> None:
-    """Draw to `path`, in the format of its suffix, one of `FORMATS`; times are this machine's local ones.
+    """Draw to `path`, in the format of its suffix, svg or png; times are this machine's local ones.
 
     Raises VirtksmError without matplotlib, or without two samples; OSError if it cannot be written.
     """

@@ -47,7 +47,7 @@ KINDS = frozenset((*(trigger.value for trigger in Trigger), UNMERGED, MERGING))
 
 class Sample(NamedTuple):
     """The host as one pass left it. `saved_kib` is KsmState's, as are `zero_kib` and `freed_kib`, the parts of it that
-    are no shared pages: None in samples of before they were kept, too. `rule` is the policy's.
+    are no shared pages. `rule` is the policy's.
     """
 
     at_s: float
@@ -61,8 +61,8 @@ class Sample(NamedTuple):
     pages_to_scan: int | None
     sleep_millisecs: int | None
     rule: str
-    zero_kib: int | None = None
-    freed_kib: int | None = None
+    zero_kib: int | None
+    freed_kib: int | None
 
 
 class GuestEvent(NamedTuple):
@@ -97,7 +97,7 @@ class History(Protocol):
     def add(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> str | None:
         """Add all of them or none, and drop the oldest of too many.
 
-        A file that is damaged, or a newer version's, is set aside first; returns where, else None.
+        A file that is damaged or of another schema is set aside first; returns where, else None.
         """
 
     def samples(self, since_s: float) -> tuple[Sample, ...]:
@@ -159,7 +159,7 @@ def as_table(samples: Sequence[Sample], events: Sequence[GuestEvent]) -> dict[st
 def parse_samples(columns: object, rows: object) -> tuple[Sample, ...]:
     """Take samples from a table; raises ValueError saying what is wrong.
 
-    Its further columns are left out, as another version may have made it; one that it lacks may have a default.
+    Its further columns are left out, as another version may have made it.
     """
     return _parse(Sample, columns, rows)
 

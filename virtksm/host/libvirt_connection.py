@@ -278,20 +278,16 @@ class LibvirtHost:
                     raise
                 raise LibvirtRefuses(f"{error.get_error_message()} on {self.uri}") from error
 
-    def dirty_rate(self, uuid: str) -> int | None:
-        values = self._stats(uuid, libvirt.VIR_DOMAIN_STATS_DIRTYRATE)
-        is_measured = values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
-        return _counter(values, "dirtyrate.megabytes_per_second") if is_measured else None
-
-    def disk_reads(self, uuid: str) -> int | None:
-        return parse_disk_reads(self._stats(uuid, libvirt.VIR_DOMAIN_STATS_BLOCK))
-
-    def _stats(self, uuid: str, kind: int) -> Mapping[str, object]:
-        """Return a guest's statistics of a kind; without those for which its monitor is busy."""
-        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+    def changes(self, uuid: str, *, is_measured: bool) -> tuple[int | None, int | None]:
+        kinds = libvirt.VIR_DOMAIN_STATS_BLOCK
+        if is_measured:  # which asks QEMU once more
+            kinds |= libvirt.VIR_DOMAIN_STATS_DIRTYRATE
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT  # without those for which its monitor is busy
         with self.guest(uuid, "reading a guest's statistics") as domain:
-            stats = domain.connect().domainListGetStats([domain], kind, flags)
-            return stats[0][1] if stats else {}
+            stats = domain.connect().domainListGetStats([domain], kinds, flags)
+        values = stats[0][1] if stats else {}
+        is_over = values.get("dirtyrate.calc_status") == libvirt.VIR_DOMAIN_DIRTYRATE_MEASURED
+        return _counter(values, "dirtyrate.megabytes_per_second") if is_over else None, parse_disk_reads(values)
 
     @contextmanager
     def guest(self, uuid: str, doing: str) -> Iterator[libvirt.virDomain]:

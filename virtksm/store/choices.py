@@ -40,6 +40,7 @@ class ChoiceFile:
             raise StateUnusable(f"{self._file}: {error}", remedy=remedy) from error
 
     def note(self, uuid: str, choice: Choice) -> None:
+        """Put a guest's choice in place of its earlier one."""
         with self._locked():
             self._save({**self.read(), uuid: choice})
 

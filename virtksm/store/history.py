@@ -6,8 +6,8 @@ companion file and leaves nothing behind. Reading takes the file's bytes into me
 no link followed, nothing written, whatever is in the file and whichever user owns it. Root reads files that another
 user may have planted: bounds on SQLite's memory, on each value and on the rows hold before a query runs, and a file
 with other tables than ours, with a view or a column that is computed, is not queried. Decisions are lines; their
-readers parse them. The schema's version is in `PRAGMA user_version`; an older file is read as it is, and gets what its
-tables lack at the next write. One that is damaged or newer is renamed, not removed.
+readers parse them. The schema's version is in `PRAGMA user_version`. A file that is damaged or of another schema is
+renamed, not removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -36,9 +36,7 @@ from virtksm.history.samples import (
 )
 from virtksm.store.files import ensure_folder, open_regular, read_all, unusable
 
-SCHEMA = 2
-ADDED = SAMPLE_FIELDS[-2:]
-"""The columns of samples that schema 1 lacks: the parts of what is saved."""
+SCHEMA = 1
 MAX_BYTES = 32 << 20
 """Largest file that is read: many times what is ever written."""
 MAX_READ_BYTES = 32 << 20
@@ -59,17 +57,11 @@ MAX_STEPS = 50_000_000
 """Steps of SQLite's machine that reading may take (a million rows)."""
 TORN_TRIES = 20
 TORN_PAUSE_S = 0.05
-
-
-def _tables(of_samples: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the tables by name, as SQLite keeps their statements, those of a table that has got columns, too."""
-    return {
-        name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
-        for name, columns in (("samples", of_samples), ("events", EVENT_FIELDS), ("decisions", ("line",)))
-    }
-
-
-TABLES = {1: _tables(SAMPLE_FIELDS[: -len(ADDED)]), SCHEMA: _tables(SAMPLE_FIELDS)}
+TABLES = {
+    name: f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, {', '.join(columns)}, CHECK ({columns[0]} IS NOT NULL))"
+    for name, columns in (("samples", SAMPLE_FIELDS), ("events", EVENT_FIELDS), ("decisions", ("line",)))
+}
+"""By name, as SQLite keeps their statements."""
 SCHEMA_ROWS = "SELECT CAST(type || ' ' || name || ' ' || tbl_name || ' ' || sql AS BLOB) FROM sqlite_master LIMIT 4"
 """As bytes: a damaged one may be no UTF-8."""
 SAMPLES = "SELECT * FROM samples WHERE at_s >= ? ORDER BY id DESC LIMIT ?"
@@ -140,8 +132,9 @@ class HistoryFile:
     def _write(self, samples: Sequence[Sample], events: Sequence[GuestEvent], decisions: Sequence[str]) -> None:
         with _opened(self.path) as database, database:
             database.execute("BEGIN IMMEDIATE")
-            for statement in _to_schema(_version(database)):
-                database.execute(statement)
+            if not _version(database):
+                for statement in (*TABLES.values(), f"PRAGMA user_version = {SCHEMA}"):
+                    database.execute(statement)
             _insert(database, "samples", SAMPLE_FIELDS, samples)
             _insert(database, "events", EVENT_FIELDS, events)
             _insert(database, "decisions", ("line",), ((line,) for line in decisions))
@@ -161,7 +154,7 @@ class HistoryFile:
             with self._copy(content) as database:
                 database.set_progress_handler(lambda: 1, MAX_STEPS)
                 if not _is_ours(database):
-                    raise ValueError(f"is no history of schema {SCHEMA} or older")
+                    raise ValueError(f"is no history of schema {SCHEMA}")
                 rows = list[tuple[Any, ...]]()
                 left = MAX_READ_BYTES
                 found = database.execute(query, values)
@@ -231,7 +224,7 @@ def _opened(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _is_sound(path: str) -> bool:
-    """Tell whether the file is new or a whole history, no newer than ours; an interrupted write is rolled back here."""
+    """Tell whether the file is new or a whole history; an interrupted write is rolled back here."""
     try:
         with _opened(path) as database:
             is_known = _version(database) == 0 or _is_ours(database)
@@ -258,7 +251,7 @@ def _set_aside(path: str) -> str:
     folder, name = os.path.split(path)
     if sum(other.startswith(f"{name}.aside-") for other in os.listdir(folder)) >= MAX_ASIDE:
         raise StateUnusable(
-            f"{path} is damaged or a newer version's, and {MAX_ASIDE} such files were set aside before",
+            f"{path} is damaged or of another schema, and {MAX_ASIDE} such files were set aside before",
             remedy=f"rm {path}.aside-*",
         )
     aside = f"{path}.aside-{time.time_ns()}"
@@ -271,20 +264,9 @@ def _set_aside(path: str) -> str:
 
 
 def _is_ours(database: sqlite3.Connection) -> bool:
-    """Tell whether it is of a known schema and has its tables, and nothing else: no view, no computed column."""
-    tables = TABLES.get(_version(database), {})
-    ours = {(f"table {name} {name} {statement}".encode(),) for name, statement in tables.items()}
-    return bool(ours) and set(database.execute(SCHEMA_ROWS)) == ours
-
-
-def _to_schema(version: int) -> Iterator[str]:
-    """Yield what makes a file of an older version, or an empty one, a history of this schema."""
-    if version == 0:
-        yield from TABLES[SCHEMA].values()
-    elif version == 1:
-        yield from (f"ALTER TABLE samples ADD COLUMN {name}" for name in ADDED)
-    if version != SCHEMA:
-        yield f"PRAGMA user_version = {SCHEMA}"
+    """Tell whether it is of our schema and has its tables, and nothing else: no view, no computed column."""
+    ours = {(f"table {name} {name} {statement}".encode(),) for name, statement in TABLES.items()}
+    return _version(database) == SCHEMA and set(database.execute(SCHEMA_ROWS)) == ours
 
 
 def _version(database: sqlite3.Connection) -> int:

@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         metavar="N",
-        type=whole(1, MAX_JOBS),
+        type=whole(MAX_JOBS),
         default=JOBS,
         help="ask so many hosts at once (default: %(default)s)",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from virtksm.agent.fifo import find_fault
 from virtksm.config.load import DEFAULT, load
@@ -29,22 +29,14 @@ NO_PASS: Status = {
 NONE_SWITCHED: Status = {"unmerged": (), "merging": (), "failed": (), "rewriters_unknown": None}
 
 
-class ConfigRead(NamedTuple):
-    """The configuration, or its faults if there are any, the keys that its files set, and these files."""
-
-    configuration: Config | tuple[str, ...]
-    keys_set: frozenset[str] = frozenset()
-    files: tuple[str, ...] = ()
-
-
-def read_config(path: str | None) -> ConfigRead:
-    """Load the configuration: `path` alone, or all layers for None."""
+def read_config(path: str | None) -> tuple[Config | tuple[str, ...], frozenset[str], tuple[str, ...]]:
+    """Load the configuration, `path` alone, or all layers for None: it or its faults, the keys set, and the files."""
     try:
         loaded = load(path)
     except ConfigError as error:
-        return ConfigRead(tuple(str(fault) for fault in error.faults))
+        return tuple(str(fault) for fault in error.faults), frozenset(), ()
     keys_set = frozenset(name for name, origin in loaded.origins.items() if origin != DEFAULT)
-    return ConfigRead(loaded.config, keys_set, loaded.files)
+    return loaded.config, keys_set, loaded.files
 
 
 def see_agent(status: Status) -> Status:

@@ -1,0 +1,44 @@
+"""What a decision asks of the agent: guests taken out of KSM, and zero pages of its own."""
+
+from tests.lab.agent_bench import FakeZeroPages, listeners_of
+from tests.lab.samples import SCANNING, passed
+from virtksm.agent.history import HistoryWriter
+from virtksm.agent.listeners import Listeners
+from virtksm.agent.log import Reporter
+from virtksm.agent.passes import DonePass
+from virtksm.config.schema import Config
+from virtksm.host.systemd import Notifier
+from virtksm.model.decision import Pause
+from virtksm.model.report import PassReport
+from virtksm.tuning.sense import GuestNotes
+from virtksm.values import replace
+
+TOLD = passed(SCANNING)
+PAUSED = replace(TOLD, paused=Pause())
+
+
+def all_listeners() -> Listeners:
+    return listeners_of(Config(), Reporter(Notifier({})), HistoryWriter(), GuestNotes())
+
+
+def hear(listeners: Listeners, report: PassReport, config: Config) -> None:
+    listeners.passed(DonePass(report=report, config=config, heard_s=None, ended_s=1.0))
+
+
+def test_a_pass_tells_whom_the_policy_takes_out_but_not_while_paused_and_none_where_it_only_observes() -> None:
+    named = replace(TOLD, decision=replace(TOLD.decision, rewriters=("uuid of loud/1",)))
+    listeners, found = all_listeners(), []
+    for report, config in ((named, Config()), (PAUSED, Config()), (named, Config(policy="observe")), (TOLD, Config())):
+        hear(listeners, report, config)
+        found.append(listeners.switches.rewriters)
+    assert found == [("uuid of loud/1",), ("uuid of loud/1",), None, ()]
+
+
+def test_a_pass_tells_whether_zero_pages_are_wanted_but_not_while_paused() -> None:
+    wanted = replace(TOLD, decision=replace(TOLD.decision, wants_zero_pages=True))
+    listeners, found = all_listeners(), []
+    assert isinstance(listeners.zero_pages, FakeZeroPages)
+    for report in (TOLD, wanted, PAUSED, wanted, TOLD, replace(wanted, paused=Pause())):
+        hear(listeners, report, Config())
+        found.append(listeners.zero_pages.are_held)
+    assert found == [False, True, True, True, False, False]
