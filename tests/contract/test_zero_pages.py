@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.lab.guest_memory import mergeable_kib
+from tests.lab.samples import SCANNING, passed
 from virtksm.agent.zero_pages import COUNT, ZeroPages
 from virtksm.host.proc_files import AGENT
+from virtksm.values import replace
 
 pytestmark = pytest.mark.real
 NAME = Path("/proc/self/comm")
+ALONE = passed(SCANNING)
+
+
+def follow(pages: ZeroPages, *, are_wanted: bool) -> None:
+    pages.follow(ALONE.snapshot, replace(ALONE.decision, wants_zero_pages=are_wanted))
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +32,18 @@ def own_name() -> Iterator[None]:
 
 def test_zero_pages_may_merge_while_they_are_wanted() -> None:
     pages = ZeroPages()
-    pages.follow(are_wanted=False)
+    follow(pages, are_wanted=False)
     assert mergeable_kib(os.getpid()) == []
     for _ in range(2):
-        pages.follow(are_wanted=True)
+        follow(pages, are_wanted=True)
         assert mergeable_kib(os.getpid()) == [COUNT * mmap.PAGESIZE // 1024]
     for _ in range(2):
-        pages.follow(are_wanted=False)
+        follow(pages, are_wanted=False)
         assert mergeable_kib(os.getpid()) == []
 
 
 def test_a_process_that_has_zero_pages_is_known_by_its_name() -> None:
     pages = ZeroPages()
-    pages.follow(are_wanted=True)
+    follow(pages, are_wanted=True)
     assert NAME.read_bytes().rstrip() == AGENT
-    pages.follow(are_wanted=False)
+    follow(pages, are_wanted=False)

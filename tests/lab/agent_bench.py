@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import mmap
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -58,10 +59,8 @@ def unchanging(config: Config | None = None) -> Configuration:
 class FakeZeroPages(ZeroPages):
     """Takes no memory, and leaves this process its name."""
 
-    are_held = False
-
-    def follow(self, *, are_wanted: bool) -> None:
-        self.are_held = are_wanted
+    def _take(self) -> None:
+        self._held = mmap.mmap(-1, mmap.PAGESIZE)
 
 
 def listeners_of(config: Config, reporter: Reporter, history_writer: HistoryWriter, notes: GuestNotes) -> Listeners:

@@ -108,6 +108,20 @@ def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_
     assert mergeable_kib(agent.pid) == []
 
 
+@pytest.mark.needs("vmstat:thp_underused_split_page", "huge_pages")
+def test_guests_that_are_older_than_the_agent_have_their_zero_pages_freed_too(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    """As after a boot, where libvirtd has started them."""
+    ksm.write(use_zero_pages=0, pages_to_scan=0)
+    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
+    full = resident_bytes(running)
+    agent = start_agent(SWEEPING_LAW)
+    wait_until_covered(agent, GUESTS)
+    assert full - resident_bytes(running) >= 0.9 * GUESTS * ZERO_MIB * MIB
+    assert len(mergeable_kib(agent.pid)) == 1, "taken when ksmd was under way"
+
+
 @pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")
 def test_doctor_as_root_measures_what_use_zero_pages_would_bring(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, agent_home: AgentHome

@@ -310,7 +310,7 @@ CASES: list[tuple[str, Facts, Verdict, str]] = [
     ("use_zero_pages", with_numbers(use_zero_pages=1, ksm_zero_pages=None), WARN, "before 6.6"),
     ("use_zero_pages", with_numbers(redhat_only_zero_pages=1), INFO, "zero pages merge, and nothing else does"),
     ("use_zero_pages", files({"proc/vmstat": None}), PASS, "is off: they merge as any others"),
-    ("use_zero_pages", HEALTHY, PASS, "older than the agent; how many there are is for root to measure"),
+    ("use_zero_pages", HEALTHY, PASS, "visits before the agent; how many there are is for root to measure"),
     ("use_zero_pages", replace(HEALTHY, libvirt=UNREACHABLE), PASS, "for root to measure"),
     ("use_zero_pages", with_zero_pages(), PASS, "some 0.0 MiB of 0.0 MiB"),
     ("use_zero_pages", with_zero_pages((4 * GIB, GIB // 8), (GIB, GIB // 4)), WARN, "some 384.0 MiB of 5.0 GiB of"),

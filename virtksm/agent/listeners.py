@@ -99,6 +99,6 @@ class Listeners:
         guests, decision = done.report.snapshot.guests, done.report.decision
         if done.report.paused is None:  # else the policy was not asked
             self.switches.follow(None if done.config.only_observes else decision.rewriters)
-            self.zero_pages.follow(are_wanted=decision.wants_zero_pages)
+            self.zero_pages.follow(done.report.snapshot, decision)
         self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
         self.merged.see(guests, is_wanted=decision.wants_merged)

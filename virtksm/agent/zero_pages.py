@@ -3,16 +3,24 @@
 Since Linux 6.12 the zero pages of a huge page are gone once it is split, and with them the one that ksmd has split it
 for. So no two of them ever merge, and as the first is still in its unstable tree, ksmd finds no twin behind it in that
 full scan (mm/ksm.c: unstable_tree_search_insert). Beside one that has merged, ksmd splits each huge page that has a
-zero page, and all of its zero pages come free. ksmd visits processes in the order in which they came to be mergeable:
-this serves guests that start after the agent.
+zero page, and all of its zero pages come free.
+
+So ksmd has to visit the agent before the guests. It visits processes in the order in which they came to be mergeable,
+but the kernel puts a new one before the one that ksmd is visiting (__ksm_enter). Where guests are older than the agent,
+as after a boot, it takes them when ksmd has just gone on to the first guest.
 """
 
+import asyncio
 import mmap
 from contextlib import suppress
 
 from virtksm.host.proc_files import AGENT
+from virtksm.model.decision import Decision
+from virtksm.model.snapshot import Snapshot
 
 COUNT = 2
+UNDER_WAY_S = 0.02
+"""So soon after it was set to scan ksmd is in the first guest, if that has 128 MiB (6 GiB a second measured)."""
 
 
 class ZeroPages:
@@ -21,16 +29,33 @@ class ZeroPages:
     def __init__(self) -> None:
         self._held: mmap.mmap | None = None
 
-    def follow(self, *, are_wanted: bool) -> None:
-        """Have them or not; raises OSError where there is no memory."""
-        if are_wanted and self._held is None:
-            with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
-                name.write(AGENT)
-            held = mmap.mmap(-1, COUNT * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(OSError):  # a kernel without KSM
-                held.madvise(mmap.MADV_MERGEABLE)
-            held.write(bytes(len(held)))  # or they would be the kernel's own, which KSM passes over
-            self._held = held
-        elif not are_wanted and self._held is not None:
+    @property
+    def are_held(self) -> bool:
+        return self._held is not None
+
+    def follow(self, snapshot: Snapshot, decision: Decision) -> None:
+        """Have them or not, as a pass decided; raises OSError where there is no memory. Needs a running event loop."""
+        ksm = snapshot.ksm
+        was_scanning = bool(ksm.settings.pages_to_scan)
+        if not decision.wants_zero_pages:
+            self._drop()
+        elif not snapshot.guests or (was_scanning and ksm.full_scans == 0):
+            self._take()
+        elif not was_scanning and not decision.is_idle and self._held is None:
+            asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
+
+    def _take(self) -> None:
+        if self._held is not None:
+            return
+        with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
+            name.write(AGENT)
+        held = mmap.mmap(-1, COUNT * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without KSM
+            held.madvise(mmap.MADV_MERGEABLE)
+        held.write(bytes(len(held)))  # or they would be the kernel's own, which KSM passes over
+        self._held = held
+
+    def _drop(self) -> None:
+        if self._held is not None:
             self._held.close()
             self._held = None

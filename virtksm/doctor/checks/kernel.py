@@ -127,7 +127,7 @@ def check_zero_pages(facts: Facts) -> Judgement:
         return passed(off)
     off += ", hardly any in huge pages"
     if facts.config.policy == "adaptive":
-        off += " of guests that are older than the agent"
+        off += " of guests that ksmd visits before the agent"
     sampled = None
     with suppress(CannotTell, DoesNotApply):  # a finding of its own
         sampled = facts.guests.zero_pages
