@@ -108,18 +108,16 @@ def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_
     assert mergeable_kib(agent.pid) == []
 
 
-@pytest.mark.needs("vmstat:thp_underused_split_page", "huge_pages")
-def test_guests_that_are_older_than_the_agent_have_their_zero_pages_freed_too(
+@pytest.mark.needs("huge_pages")
+def test_beside_guests_that_are_older_the_agent_takes_its_zero_pages_with_the_first_full_scan(
     ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
 ) -> None:
-    """As after a boot, where libvirtd has started them."""
-    ksm.write(use_zero_pages=0, pages_to_scan=0)
-    running = guest.together(*map(scrubbed, range(1, GUESTS + 1)))
-    full = resident_bytes(running)
+    """As after a boot. What that brings depends on where ksmd is at that moment (docs/benchmarks.md, huge)."""
+    ksm.write(pages_to_scan=0)
+    guest.together(*map(scrubbed, range(1, GUESTS + 1)))
     agent = start_agent(SWEEPING_LAW)
     wait_until_covered(agent, GUESTS)
-    assert full - resident_bytes(running) >= 0.9 * GUESTS * ZERO_MIB * MIB
-    assert len(mergeable_kib(agent.pid)) == 1, "taken when ksmd was under way"
+    assert len(mergeable_kib(agent.pid)) == 1
 
 
 @pytest.mark.needs("ksm_zero_pages", "vmstat:thp_underused_split_page", "huge_pages")

@@ -20,7 +20,7 @@ from virtksm.model.snapshot import Snapshot
 
 COUNT = 2
 UNDER_WAY_S = 0.02
-"""So soon after it was set to scan ksmd is in the first guest, if that has 128 MiB (6 GiB a second measured)."""
+"""So soon after it was set to scan ksmd is in the first guest, if that has half a GiB (6 GiB a second measured)."""
 
 
 class ZeroPages:
