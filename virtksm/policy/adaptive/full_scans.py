@@ -143,7 +143,9 @@ def feed(
     state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
-    wait_s = max(seconds_to_batch(progress, share), seconds_to_rest(state.scans.fed, now, share))
+    wait_s = progress.pass_s
+    if progress.is_over:
+        wait_s = seconds_to_pay_back(current.fed or state.scans.fed, now, share)
     if wait_s > 0:
         settings = Settings(pages_to_scan=current.batch_pages or min_pages, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
@@ -160,11 +162,15 @@ def feed(
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
 
 
-def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
-    """Return how long the budget has yet to wait for the last batch of the full scan before, granted at `fed`."""
+def seconds_to_pay_back(fed: Meter | None, now: Meter, share: float) -> float:
+    """Return how long the last batch, granted at `fed`, holds up the next by the budget, in whichever full scan it was.
+
+    What it has used is all of its share where that is unknown.
+    """
     if fed is None or now.taken_s < fed.taken_s:
         return 0.0
-    return _seconds_to_pay_back(_used_s(fed, now), now.taken_s - fed.taken_s, share)
+    used_s, passed_s = _used_s(fed, now), now.taken_s - fed.taken_s
+    return min(max((BATCH_S if used_s is None else used_s / share) - passed_s, 0.0), BATCH_S)
 
 
 class Progress(NamedTuple):
@@ -174,7 +180,6 @@ class Progress(NamedTuple):
     batch has run to its end. `is_over`: ksmd sleeps; else `pass_s` is when to look again.
     """
 
-    passed_s: float
     cpu_s: float | None
     counted_pages: int
     is_over: bool
@@ -189,7 +194,7 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
     """
     fed, seen = current.fed, current.seen or current.fed
     if fed is None or seen is None:
-        return Progress(passed_s=0.0, cpu_s=0.0, counted_pages=0, is_over=True, pass_s=0.0)
+        return Progress(cpu_s=0.0, counted_pages=0, is_over=True, pass_s=0.0)
     passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
     pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
     is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
@@ -205,19 +210,7 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
         pages = current.batch_pages if is_over and not has_ended else 0
     else:
         is_over, pages, pass_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
-    return Progress(passed_s=passed_s, cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
-
-
-def seconds_to_batch(progress: Progress, share: float) -> float:
-    """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
-    if not progress.is_over:
-        return progress.pass_s
-    return _seconds_to_pay_back(progress.cpu_s, progress.passed_s, share)
-
-
-def _seconds_to_pay_back(used_s: float | None, passed_s: float, share: float) -> float:
-    """Return how long a batch that is over holds up the next by the budget; unknown, it has used all of its share."""
-    return min(max((BATCH_S if used_s is None else used_s / share) - passed_s, 0.0), BATCH_S)
+    return Progress(cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
 
 
 def seconds_to_pass(left_s: float) -> float:
