@@ -38,12 +38,12 @@ from virtksm.policy.adaptive.full_scans import (
     end_full_scan,
     feed,
     has_ended,
+    is_empty,
     is_scanned_by_another,
     page_cost_s,
     progress_numbers,
     read_meter,
     scanned_pages,
-    seconds_until_empty,
     seconds_until_stalled,
 )
 from virtksm.policy.adaptive.growth import Growth, judge_growth
@@ -141,9 +141,8 @@ class AdaptivePolicy:
     def _scan(
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
-        empty_s = seconds_until_empty(snapshot, current)
-        is_empty, may_be_off = empty_s is not None and empty_s <= 0, snapshot.ksm.run is None
-        if is_empty and (state.scans.is_check or not may_be_off):
+        finds_nothing, may_be_off = is_empty(snapshot, current), snapshot.ksm.run is None
+        if finds_nothing and (state.scans.is_check or not may_be_off):
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         share = cpu_share(snapshot, self.params, need.pressure)
@@ -154,7 +153,7 @@ class AdaptivePolicy:
         rule = "check_scan" if state.scans.is_check else "full_scan"
         memory = format_kib(total_kib(snapshot, state))
         text = f"{rule.replace('_', ' ')} of {memory}: {progress(snapshot, state, current)}"
-        if is_empty:
+        if finds_nothing:
             text += "; KSM knows of no page that may merge, or is off"
             next_pass_s = WATCH_S[snapshot.source]
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)

@@ -57,8 +57,6 @@ NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
 """A full scan is given up after so long, and so many times its estimate (chosen)."""
-EMPTY_CPU = 2.0
-"""A ksmd that has found no page is given so many times the CPU time that it has taken (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -246,19 +244,17 @@ def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: Ful
     return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
-def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
-    """Return in how long it is plain that no memory may merge (rule 7), 0 or below if it is; None if some may.
+def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
+    """Tell whether no memory may merge (rule 7): KSM knows of no page once ksmd has rested for the time of a batch.
 
-    It is once KSM knows of no page after the time of a batch. A ksmd that works may still be on its way to its first
-    page. From the beginning on: a batch that meets no page is over at once, and the next follows.
+    A ksmd that works may still be on its way to its first page. From the beginning on: a batch that meets no page is
+    over at once, and the next follows.
     """
-    if current.fed is None:
-        return None
     now, began = read_meter(snapshot), current.began
     scanned = _difference(began.pages_scanned, now.pages_scanned)
-    if scanned or now.full_scans != began.full_scans or known_kib(snapshot):
-        return None
-    return max(BATCH_S, EMPTY_CPU * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
+    if current.fed is None or scanned or now.full_scans != began.full_scans or known_kib(snapshot):
+        return False
+    return now.taken_s - began.taken_s - (_used_s(began, now) or 0.0) >= BATCH_S
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
