@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
 from virtksm.policy.adaptive.changes import add, known_kib, total_kib
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
@@ -43,8 +43,8 @@ MIN_BATCH_KIB = 4000
 MIN_STILL_S = 0.1
 """A batch is over when ksmd stands still for ten ticks (kernel: USER_HZ)."""
 
-MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds of a page's cost (chosen)."""
+MIN_PAGE_COST_S = 2e-7
+"""The least cost of a page (chosen)."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans until equal pages have met, if ever (kernel: skip_age)."""
 MIN_COST_SHARE = 0.25
@@ -137,7 +137,7 @@ def feed(
     if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
         current = replace(current, seen=now)
     if progress.cpu_s and progress.counted_pages >= min_pages:
-        cost_s = min(max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
+        cost_s = max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S)
     state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
@@ -301,8 +301,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
     net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
-    merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
-    merged_kib = min(max(merged_kib, 0), MAX_SUM)
+    merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)
     more_kib, goes_on = 0.0, False

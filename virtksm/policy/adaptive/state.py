@@ -15,9 +15,7 @@ DEFAULT_COST_S_PER_KIB = 7e-6 / 4
 """What scanning costs until that is known: 130,000-160,000 pages of 4 KiB a second (measured)."""
 
 MAX = 2.0**100
-"""Bounds a state's numbers (chosen)."""
-MAX_SUM = 2**52
-"""Bounds a state's sums (chosen)."""
+"""No number of a state that is loaded is larger (chosen)."""
 
 
 class Meter(NamedTuple):
