@@ -115,7 +115,7 @@ def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
 
 def share(learned: Learned, key: str = "a/1", image: str = "") -> float:
     """What share is expected of a process's memory."""
-    return replace(expect(snap(0), AdaptiveState(learned=learned)), images={key: image}).of(key)
+    return replace(expect(snap(0), AdaptiveState(learned=learned)), images={key: image}).of(key).share
 
 
 def in_full_scan(**ksm: float | None) -> tuple[Decision, AdaptiveState]:

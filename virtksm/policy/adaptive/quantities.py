@@ -110,7 +110,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     for _, key, kib in backlog.settling:
         waiting[key] = waiting.get(key, 0) + kib
     waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
-    gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
+    gain = gather({key: kib * shares.of(key).share for key, kib in waiting.items()})
     ratios = {key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib}
     ratios |= {
         key: replace(one, share=max(one.share, shares.least))
