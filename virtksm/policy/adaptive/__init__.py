@@ -60,7 +60,7 @@ from virtksm.policy.adaptive.worth import (
     seconds_to_wait,
 )
 from virtksm.text import format_kib
-from virtksm.values import EMPTY, replace
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
@@ -259,10 +259,8 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     changed = {key: kib for key, kib in scanning.items() if key.startswith(CHANGED)}
     return replace(
         state,
-        backlog=replace(backlog, new=add(backlog.new, new), changed=add(add(backlog.changed, changed), scans.changed)),
-        scans=replace(
-            scans, current=None, cursor_full_scans=None, pair_left=0, changed=EMPTY, fed=scans.current.fed or scans.fed
-        ),
+        backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
     )
 
 

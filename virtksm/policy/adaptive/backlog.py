@@ -132,7 +132,7 @@ def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmer
             taken_along_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
         scanning = _within(current.scanning, state.guests_kib)
         current = replace(current, scanning=scanning, taken_along_kib=taken_along_kib)
-    return replace(scans, current=current, changed=_within(scans.changed, state.guests_kib))
+    return replace(scans, current=current)
 
 
 def _note_arrivals(

@@ -26,7 +26,7 @@ from virtksm.policy.adaptive.worth import (
     learn,
     learn_lost,
 )
-from virtksm.values import EMPTY, replace
+from virtksm.values import replace
 
 BATCH_S = 3.0
 """A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
@@ -95,9 +95,11 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
-        scanning |= backlog.changed if scans.is_check else {}
-        changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
-        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
+        scanning |= {
+            key: kib
+            for key, kib in backlog.changed.items()
+            if scans.is_check or kib * NEGLIGIBLE > memory_kib  # of trifles beside new memory nothing is learned
+        }
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
@@ -297,7 +299,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
     net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
-    pair = add(scans.changed, once if is_second else ended.scanning)
+    pair = once if is_second else ended.scanning
     expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
     net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
@@ -338,7 +340,6 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
             expected_kib=more_kib,
             visited=visited,
             is_check=scans.is_check,
-            changed=scans.changed,
             fed=fed,
         ),
         learned=learned,

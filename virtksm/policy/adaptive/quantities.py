@@ -133,7 +133,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
             changed=gather(backlog.changed),
         ),
         arrivals=replace(state.arrivals, recent=gather_appeared(state.arrivals.recent)),
-        scans=replace(state.scans, current=current, changed=gather(state.scans.changed)),
+        scans=replace(state.scans, current=current),
         learned=learned,
     )
     their_rates = gather(rates)

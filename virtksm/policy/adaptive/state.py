@@ -36,8 +36,8 @@ class Meter(NamedTuple):
 class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
-    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends. `began_kib` is all
-    memory at its beginning.
+    `scanning` is the new backlog at its beginning, and what had changed in place, by worth.py's keys: scanned once when
+    it ends. `began_kib` is all memory at its beginning.
     """
 
     ends_at_full_scans: int
@@ -150,8 +150,6 @@ class Scans(NamedTuple):
     """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
-    changed: Mapping[str, float] = EMPTY
-    """What had changed in place when a pair for new memory began: the pair scans it, and teaches of it, too."""
 
 
 class Ratio(NamedTuple):

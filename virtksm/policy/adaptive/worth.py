@@ -116,7 +116,7 @@ def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
     scans, scanned_once_kib = state.scans, state.backlog.scanned_once_kib
-    return scans.pair_left > 0 and (scans.is_check or bool(scans.changed) or scanned_once_kib * NEGLIGIBLE > memory_kib)
+    return scans.pair_left > 0 and (scans.is_check or scanned_once_kib * NEGLIGIBLE > memory_kib)
 
 
 class Shares(NamedTuple):
