@@ -124,12 +124,13 @@ class AdaptivePolicy:
     def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
     ) -> tuple[Decision, AdaptiveState]:
-        wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
+        has_backlog = is_due(state, total_kib(snapshot, state))
+        wait_s = 0.0 if triggers.is_explicit and has_backlog else seconds_to_wait(snapshot, state, need)
         if wait_s is not None and wait_s < MIN_WAIT_S:
             state = begin_full_scan(snapshot, state)
         if state.scans.current is not None:
             return self._scan(snapshot, state, state.scans.current, need)
-        if wait_s is None or not is_due(state, total_kib(snapshot, state)):
+        if wait_s is None or not has_backlog:
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
         backlog = state.backlog
         text = f"{backlog_text(backlog)}, next full scan in {wait_s:.0f} s"
@@ -243,12 +244,6 @@ class AdaptivePolicy:
         return decision, replace(state, rule=rule)
 
 
-def seconds_to_full_scan(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
-    """Return how long the next full scan has yet to wait, None if nothing needs one."""
-    wait_s = seconds_to_wait(snapshot, state, need)
-    return 0.0 if triggers.is_explicit and is_due(state, total_kib(snapshot, state)) else wait_s
-
-
 def stand_down(state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan that is under way: what it was scanning waits again, and ksmd's cursor is anywhere."""
     scans, backlog = state.scans, state.backlog
@@ -266,14 +261,10 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
 
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
-    scans = state.scans
-    scanned = {**(scans.current.scanning if scans.current else {}), UNSEEN: 1.0}  # none of what nothing tells
-    return replace(
-        state,
-        backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
-        scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
-        learned=learn(snapshot, state, scanned, 0),
-    )
+    current = state.scans.current
+    scanned = {**(current.scanning if current else {}), UNSEEN: 1.0}  # none of what nothing tells
+    learned = learn(snapshot, state, scanned, 0)
+    return replace(state, backlog=Backlog(settling=state.backlog.settling), scans=Scans(), learned=learned)
 
 
 def backlog_text(backlog: Backlog) -> str:
