@@ -48,7 +48,7 @@ def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
         double_s = BURST_S * _unscanned_kib(state) / (memory_kib or 1)
         end_s = min(arrivals.start_s + PATIENCE * arrivals.interval_s, arrivals.series_since_s + double_s)
         left_s = end_s - now_s
-    return left_s if arrivals.burst_since_s is None else max(left_s, burst_left_s(state, memory_kib))
+    return max(left_s, burst_left_s(state, memory_kib))
 
 
 def _unscanned_kib(state: AdaptiveState) -> int:
