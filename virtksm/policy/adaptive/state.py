@@ -119,9 +119,9 @@ class Arrivals(NamedTuple):
     """What appeared in the last second, settling or not; of what a process had grown by since a pass longer ago, as
     much as if it had grown evenly."""
     burst_since_s: float | None = None
-    """Since when there has been a burst; None outside of one."""
+    """Since when there has been a burst, or was the last one."""
     burst_at_s: float | None = None
-    """When memory last appeared at a burst's rate."""
+    """When memory last appeared at its rate."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
