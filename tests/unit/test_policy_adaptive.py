@@ -115,7 +115,7 @@ def scans(**changes: Any) -> Scans:  # noqa: ANN401  # any field of Scans
 
 def share(learned: Learned, key: str = "a/1", image: str = "") -> float:
     """What share is expected of a process's memory."""
-    return replace(expect(snap(0), AdaptiveState(learned=learned)), images={key: image}).of(key)
+    return replace(expect(snap(0), AdaptiveState(learned=learned)), images={key: image}).of(key).share
 
 
 def in_full_scan(**ksm: float | None) -> tuple[Decision, AdaptiveState]:
@@ -1591,15 +1591,15 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
 
 
 def test_what_is_asked_with_all_guests_in_one_loses_nothing_that_a_pair_is_for() -> None:
-    changed = {CHANGED + "a/1": 1024.0, CHANGED + "b/1": 2048.0}
+    changed = {CHANGED + "a/1": GIB / 4, CHANGED + "b/1": GIB / 2}
     backlog = Backlog(new={"a/1": 1, "b/1": 2}, scanned_once={"a/1": 4.0, "b/1": 8.0})
     seen = snap(1, BOTH, full_scans=5)
-    began = begin_full_scan(seen, having_scanned(BOTH, backlog=Backlog(new={"a/1": 16, "b/1": 32})))
-    state = replace(began, backlog=backlog, scans=replace(began.scans, changed=changed))
+    waiting = Backlog(new={"a/1": GIB // 64, "b/1": GIB // 32}, changed=changed)
+    state = replace(begin_full_scan(seen, having_scanned(BOTH, backlog=waiting)), backlog=backlog)
     _, after = ALWAYS.decide(*with_one_guest(seen, state), TIMER)
     assert after.scans.current is not None
-    kept = (after.scans.changed, after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
-    assert [sum(one.values()) for one in kept] == [3072, 48, 3, 12]
+    kept = (after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
+    assert [sum(one.values()) for one in kept] == [GIB * 3 / 4 + GIB * 3 // 64, 3, 12]
 
 
 def test_it_says_when_memory_that_settles_will_be_scanned() -> None:

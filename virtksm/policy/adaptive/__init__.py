@@ -38,12 +38,12 @@ from virtksm.policy.adaptive.full_scans import (
     end_full_scan,
     feed,
     has_ended,
+    is_empty,
     is_scanned_by_another,
     page_cost_s,
     progress_numbers,
     read_meter,
     scanned_pages,
-    seconds_until_empty,
     seconds_until_stalled,
 )
 from virtksm.policy.adaptive.growth import Growth, judge_growth
@@ -60,7 +60,7 @@ from virtksm.policy.adaptive.worth import (
     seconds_to_wait,
 )
 from virtksm.text import format_kib
-from virtksm.values import EMPTY, replace
+from virtksm.values import replace
 
 if TYPE_CHECKING:
     from virtksm.policy.thresholds import Quantity
@@ -124,12 +124,13 @@ class AdaptivePolicy:
     def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
     ) -> tuple[Decision, AdaptiveState]:
-        wait_s = seconds_to_full_scan(snapshot, state, need, triggers)
+        has_backlog = is_due(state, total_kib(snapshot, state))
+        wait_s = 0.0 if triggers.is_explicit and has_backlog else seconds_to_wait(snapshot, state, need)
         if wait_s is not None and wait_s < MIN_WAIT_S:
             state = begin_full_scan(snapshot, state)
         if state.scans.current is not None:
             return self._scan(snapshot, state, state.scans.current, need)
-        if wait_s is None or not is_due(state, total_kib(snapshot, state)):
+        if wait_s is None or not has_backlog:
             return self._idle(snapshot, state, need, "idle", idle_text(snapshot, state), wait_s)
         backlog = state.backlog
         text = f"{backlog_text(backlog)}, next full scan in {wait_s:.0f} s"
@@ -141,9 +142,8 @@ class AdaptivePolicy:
     def _scan(
         self, snapshot: Snapshot, state: AdaptiveState, current: FullScan, need: Need
     ) -> tuple[Decision, AdaptiveState]:
-        empty_s = seconds_until_empty(snapshot, current)
-        is_empty, may_be_off = empty_s is not None and empty_s <= 0, snapshot.ksm.run is None
-        if is_empty and (state.scans.is_check or not may_be_off):
+        finds_nothing, may_be_off = is_empty(snapshot, current), snapshot.ksm.run is None
+        if finds_nothing and (state.scans.is_check or not may_be_off):
             text = "KSM knows of no page that may merge, so there is no backlog"
             return self._idle(snapshot, drop_backlog(snapshot, state), need, "empty", text)
         share = cpu_share(snapshot, self.params, need.pressure)
@@ -154,7 +154,7 @@ class AdaptivePolicy:
         rule = "check_scan" if state.scans.is_check else "full_scan"
         memory = format_kib(total_kib(snapshot, state))
         text = f"{rule.replace('_', ' ')} of {memory}: {progress(snapshot, state, current)}"
-        if is_empty:
+        if finds_nothing:
             text += "; KSM knows of no page that may merge, or is off"
             next_pass_s = WATCH_S[snapshot.source]
         return self._decision(snapshot, state, need, rule, text, settings, next_pass_s)
@@ -244,12 +244,6 @@ class AdaptivePolicy:
         return decision, replace(state, rule=rule)
 
 
-def seconds_to_full_scan(snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers) -> float | None:
-    """Return how long the next full scan has yet to wait, None if nothing needs one."""
-    wait_s = seconds_to_wait(snapshot, state, need)
-    return 0.0 if triggers.is_explicit and is_due(state, total_kib(snapshot, state)) else wait_s
-
-
 def stand_down(state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan that is under way: what it was scanning waits again, and ksmd's cursor is anywhere."""
     scans, backlog = state.scans, state.backlog
@@ -260,23 +254,17 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     changed = {key: kib for key, kib in scanning.items() if key.startswith(CHANGED)}
     return replace(
         state,
-        backlog=replace(backlog, new=add(backlog.new, new), changed=add(add(backlog.changed, changed), scans.changed)),
-        scans=replace(
-            scans, current=None, cursor_full_scans=None, pair_left=0, changed=EMPTY, fed=scans.current.fed or scans.fed
-        ),
+        backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
     )
 
 
 def drop_backlog(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     """Drop the full scan and the backlog, as no memory may merge; what appears later counts, and check scans go on."""
-    scans = state.scans
-    scanned = {**(scans.current.scanning if scans.current else {}), UNSEEN: 1.0}  # none of what nothing tells
-    return replace(
-        state,
-        backlog=Backlog(settling=state.backlog.settling, waited_kib_s=state.backlog.waited_kib_s),
-        scans=Scans(pair_left=scans.pair_left, merged_kib=scans.merged_kib),
-        learned=learn(snapshot, state, scanned, 0),
-    )
+    current = state.scans.current
+    scanned = {**(current.scanning if current else {}), UNSEEN: 1.0}  # none of what nothing tells
+    learned = learn(snapshot, state, scanned, 0)
+    return replace(state, backlog=Backlog(settling=state.backlog.settling), scans=Scans(), learned=learned)
 
 
 def backlog_text(backlog: Backlog) -> str:

@@ -24,7 +24,7 @@ from virtksm.policy.adaptive.changes import (
     total_kib,
 )
 from virtksm.policy.adaptive.growth import RECENT_S, note_burst, note_start
-from virtksm.policy.adaptive.state import MAX, MAX_SUM, AdaptiveState, Appeared, Arrivals, Backlog, Learned, Scans
+from virtksm.policy.adaptive.state import AdaptiveState, Appeared, Arrivals, Backlog, Learned, Scans
 from virtksm.values import replace
 
 PAYS_COST = 300.0
@@ -94,7 +94,6 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     learned = _charge(state.learned, *too_soon, unmerged_kib)
     beyond_rates = {**refilled, REWRITTEN: rewritten.get(REWRITTEN, 0.0)}
     changed = age_changed(snapshot, state, waited_s, beyond_rates, unmerged_kib)
-    changed_kib_s = before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s
     state = replace(
         state,
         pages_sharing=snapshot.ksm.pages_sharing,
@@ -106,10 +105,10 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib > 0 and key in all_kib},
             scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
             exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
-            waited_kib_s=min(before.waited_kib_s + waiting_kib * waited_s, MAX),
-            exited_kib_s=min(before.exited_kib_s + before.exited_kib * waited_s, MAX),
+            waited_kib_s=before.waited_kib_s + waiting_kib * waited_s,
+            exited_kib_s=before.exited_kib_s + before.exited_kib * waited_s,
             changed=changed,
-            changed_kib_s=min(changed_kib_s, MAX),
+            changed_kib_s=before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s,
         ),
         arrivals=arrivals,
         scans=_age_scans(snapshot, state, stopped_kib, unmerged_kib),
@@ -139,8 +138,8 @@ def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmer
         if stopped_kib:
             taken_along_kib += max(state.unmapped_kib - snapshot.ksm.unmapped_kib, 0)
         scanning = _within(current.scanning, state.guests_kib)
-        current = replace(current, scanning=scanning, taken_along_kib=min(taken_along_kib, MAX_SUM))
-    return replace(scans, current=current, changed=_within(scans.changed, state.guests_kib))
+        current = replace(current, scanning=scanning, taken_along_kib=taken_along_kib)
+    return replace(scans, current=current)
 
 
 def _note_arrivals(
@@ -215,7 +214,7 @@ def _charge(
     }
     charged = add(add(learned.rewritten, rewritten), scanned)
     left = max(1 - unmerged_kib / (sum(charged.values()) or inf), 0.0)
-    return replace(learned, rewritten={key: min(kib * left, MAX_SUM) for key, kib in charged.items()})
+    return replace(learned, rewritten={key: kib * left for key, kib in charged.items()})
 
 
 def is_too_soon(state: AdaptiveState, now_s: float) -> bool:

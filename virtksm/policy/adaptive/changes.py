@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import inf
 
 from virtksm.model.snapshot import Snapshot
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState
+from virtksm.policy.adaptive.state import AdaptiveState
 
 OTHER_PROCESSES = "other_processes"
 """The key of other processes' memory among the guests'. It is one sum: processes come and go, and while the sum stays
@@ -49,7 +49,7 @@ def age_changed(
         kib_before = before.get(key, 0.0)
         aged_kib = max(min(kib_before + kib_per_s * passed_s, kib * lone), kib_before)
         changed[key] = min(aged_kib + more.get(key, 0.0), kib)
-    lone_kib = min(total_kib(snapshot, state) + unseen_of_kib(snapshot, state), MAX_SUM) * lone
+    lone_kib = (total_kib(snapshot, state) + unseen_of_kib(snapshot, state)) * lone
     changed[REWRITTEN] = min(changed[REWRITTEN] + more.get(REWRITTEN, 0.0), lone_kib)
     return changed
 

@@ -57,45 +57,29 @@ def judge_need(snapshot: Snapshot, params: AdaptiveParams, *, was_engaged: bool)
     is_auto = params.engage == "auto"
     potential_kib = potential_of_kib(snapshot) if is_auto else 0
     host = NodeMemory(snapshot.host.usable_kib, available_of_kib(snapshot), potential_kib)
-    places = (host, *snapshot.bound)
-    pressure, is_short, _, shortest = max(
-        (_press(one, params), _is_short(one, params, was_engaged=was_engaged), -at, one)
-        for at, one in enumerate(places)
-    )
-    where = _name(shortest, params, was_engaged=was_engaged) if is_short else ""
+    places = (_judge(one, params, was_engaged=was_engaged) for one in (host, *snapshot.bound))
+    need = max(places, key=lambda one: (one.pressure, one.engaged))  # the host, where nodes are as short
     if params.engage in ("always", "never"):
-        why = f'engage = "{params.engage}"'
-        return Need(engaged=params.engage == "always", pressure=pressure, why=why, where=where)
+        return replace(need, engaged=params.engage == "always", why=f'engage = "{params.engage}"')
     why = f"memory is not short: {_available_text(host)}"
     if is_auto:
         why += f", guests can grow to {format_kib(potential_kib)}"
-    return Need(engaged=is_short, pressure=pressure, why=why, where=where)
+    return replace(need, why=why)
 
 
-def _press(memory: NodeMemory, params: AdaptiveParams) -> float:
+def _judge(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> Need:
+    """Judge the memory of the host, or of NUMA nodes that guests are bound to; why not is left to say."""
     reserve_kib = reserve_of_kib(memory.usable_kib, params)
-    return 0.0 if reserve_kib <= 0 else min(max(1 - memory.available_kib / reserve_kib, 0.0), 1.0)
-
-
-def _is_short(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> bool:
-    wanted_kib = _wanted_kib(memory, params, was_engaged=was_engaged)
+    wanted_kib = int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
     may_be = params.engage == "auto" and memory.potential_kib + wanted_kib > memory.usable_kib
-    return memory.available_kib < wanted_kib or may_be
-
-
-def _wanted_kib(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> int:
-    reserve_kib = reserve_of_kib(memory.usable_kib, params)
-    return int(reserve_kib * HYSTERESIS) if was_engaged else reserve_kib
-
-
-def _name(memory: NodeMemory, params: AdaptiveParams, *, was_engaged: bool) -> str:
-    """Say that these NUMA nodes are short of memory, or may be; nothing of the host as a whole."""
-    if not memory.nodes:
-        return ""
-    name = nodes_text(memory.nodes)
-    if memory.available_kib < _wanted_kib(memory, params, was_engaged=was_engaged):
-        return f"memory is short on {name}: {_available_text(memory)}"
-    return f"memory may be short on {name}: guests can grow to {format_kib(memory.potential_kib)} there"
+    pressure = 0.0 if reserve_kib <= 0 else min(max(1 - memory.available_kib / reserve_kib, 0.0), 1.0)
+    is_short, where = memory.available_kib < wanted_kib, ""
+    if memory.nodes and is_short:
+        where = f"memory is short on {nodes_text(memory.nodes)}: {_available_text(memory)}"
+    elif memory.nodes and may_be:
+        where = f"memory may be short on {nodes_text(memory.nodes)}: "
+        where += f"guests can grow to {format_kib(memory.potential_kib)} there"
+    return Need(engaged=is_short or may_be, pressure=pressure, why="", where=where)
 
 
 def _available_text(memory: NodeMemory) -> str:

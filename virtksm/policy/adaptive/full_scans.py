@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
 from virtksm.policy.adaptive.changes import add, known_kib, total_kib
-from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
@@ -26,7 +26,7 @@ from virtksm.policy.adaptive.worth import (
     learn,
     learn_lost,
 )
-from virtksm.values import EMPTY, replace
+from virtksm.values import replace
 
 BATCH_S = 3.0
 """A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
@@ -43,8 +43,8 @@ MIN_BATCH_KIB = 4000
 MIN_STILL_S = 0.1
 """A batch is over when ksmd stands still for ten ticks (kernel: USER_HZ)."""
 
-MIN_PAGE_COST_S, MAX_PAGE_COST_S = 2e-7, 1e-3
-"""Bounds of a page's cost (chosen)."""
+MIN_PAGE_COST_S = 2e-7
+"""The least cost of a page (chosen)."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans until equal pages have met, if ever (kernel: skip_age)."""
 MIN_COST_SHARE = 0.25
@@ -57,8 +57,6 @@ NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
 """A full scan is given up after so long, and so many times its estimate (chosen)."""
-EMPTY_CPU = 2.0
-"""A ksmd that has found no page is given so many times the CPU time that it has taken (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -97,9 +95,11 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
         scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
         scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
-        scanning |= backlog.changed if scans.is_check else {}
-        changed = {key: kib for key, kib in backlog.changed.items() if kib * NEGLIGIBLE > memory_kib}
-        scans = replace(scans, changed=EMPTY if scans.is_check else changed)
+        scanning |= {
+            key: kib
+            for key, kib in backlog.changed.items()
+            if scans.is_check or kib * NEGLIGIBLE > memory_kib  # of trifles beside new memory nothing is learned
+        }
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
@@ -139,11 +139,13 @@ def feed(
     if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
         current = replace(current, seen=now)
     if progress.cpu_s and progress.counted_pages >= min_pages:
-        cost_s = min(max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S), MAX_PAGE_COST_S)
+        cost_s = max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S)
     state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
-    wait_s = max(seconds_to_batch(progress, share), seconds_to_rest(state.scans.fed, now, share))
+    wait_s = progress.pass_s
+    if progress.is_over:
+        wait_s = seconds_to_pay_back(current.fed or state.scans.fed, now, share)
     if wait_s > 0:
         settings = Settings(pages_to_scan=current.batch_pages or min_pages, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
@@ -160,11 +162,15 @@ def feed(
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
 
 
-def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
-    """Return how long the budget has yet to wait for the last batch of the full scan before, granted at `fed`."""
+def seconds_to_pay_back(fed: Meter | None, now: Meter, share: float) -> float:
+    """Return how long the last batch, granted at `fed`, holds up the next by the budget, in whichever full scan it was.
+
+    What it has used is all of its share where that is unknown.
+    """
     if fed is None or now.taken_s < fed.taken_s:
         return 0.0
-    return _seconds_to_pay_back(_used_s(fed, now), now.taken_s - fed.taken_s, share)
+    used_s, passed_s = _used_s(fed, now), now.taken_s - fed.taken_s
+    return min(max((BATCH_S if used_s is None else used_s / share) - passed_s, 0.0), BATCH_S)
 
 
 class Progress(NamedTuple):
@@ -174,7 +180,6 @@ class Progress(NamedTuple):
     batch has run to its end. `is_over`: ksmd sleeps; else `pass_s` is when to look again.
     """
 
-    passed_s: float
     cpu_s: float | None
     counted_pages: int
     is_over: bool
@@ -189,7 +194,7 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
     """
     fed, seen = current.fed, current.seen or current.fed
     if fed is None or seen is None:
-        return Progress(passed_s=0.0, cpu_s=0.0, counted_pages=0, is_over=True, pass_s=0.0)
+        return Progress(cpu_s=0.0, counted_pages=0, is_over=True, pass_s=0.0)
     passed_s, cpu_s = now.taken_s - fed.taken_s, _used_s(fed, now)
     pages, has_ended = _difference(fed.pages_scanned, now.pages_scanned), now.full_scans != fed.full_scans
     is_early = 0 < BATCH_S - passed_s <= BATCH_S  # else it is over, or the clock began anew
@@ -205,19 +210,7 @@ def read_progress(current: FullScan, now: Meter, cost_s: float) -> Progress:
         pages = current.batch_pages if is_over and not has_ended else 0
     else:
         is_over, pages, pass_s = not is_early, 0, BATCH_S - passed_s + SLACK_S
-    return Progress(passed_s=passed_s, cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
-
-
-def seconds_to_batch(progress: Progress, share: float) -> float:
-    """Return how long the next batch has to wait for the one before and for the budget; 0.0 if it may be granted."""
-    if not progress.is_over:
-        return progress.pass_s
-    return _seconds_to_pay_back(progress.cpu_s, progress.passed_s, share)
-
-
-def _seconds_to_pay_back(used_s: float | None, passed_s: float, share: float) -> float:
-    """Return how long a batch that is over holds up the next by the budget; unknown, it has used all of its share."""
-    return min(max((BATCH_S if used_s is None else used_s / share) - passed_s, 0.0), BATCH_S)
+    return Progress(cpu_s=cpu_s, counted_pages=pages, is_over=is_over or has_ended, pass_s=pass_s)
 
 
 def seconds_to_pass(left_s: float) -> float:
@@ -253,19 +246,17 @@ def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: Ful
     return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
-def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
-    """Return in how long it is plain that no memory may merge (rule 7), 0 or below if it is; None if some may.
+def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
+    """Tell whether no memory may merge (rule 7): KSM knows of no page once ksmd has rested for the time of a batch.
 
-    It is once KSM knows of no page after the time of a batch. A ksmd that works may still be on its way to its first
-    page. From the beginning on: a batch that meets no page is over at once, and the next follows.
+    A ksmd that works may still be on its way to its first page. From the beginning on: a batch that meets no page is
+    over at once, and the next follows.
     """
-    if current.fed is None:
-        return None
     now, began = read_meter(snapshot), current.began
     scanned = _difference(began.pages_scanned, now.pages_scanned)
-    if scanned or now.full_scans != began.full_scans or known_kib(snapshot):
-        return None
-    return max(BATCH_S, EMPTY_CPU * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
+    if current.fed is None or scanned or now.full_scans != began.full_scans or known_kib(snapshot):
+        return False
+    return now.taken_s - began.taken_s - (_used_s(began, now) or 0.0) >= BATCH_S
 
 
 def progress_numbers(snapshot: Snapshot, state: AdaptiveState, current: FullScan) -> dict[str, Number]:
@@ -308,12 +299,11 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
     net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
-    pair = add(scans.changed, once if is_second else ended.scanning)
+    pair = once if is_second else ended.scanning
     expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
     net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
-    merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
-    merged_kib = min(max(merged_kib, 0), MAX_SUM)
+    merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)
     more_kib, goes_on = 0.0, False
@@ -350,7 +340,6 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
             expected_kib=more_kib,
             visited=visited,
             is_check=scans.is_check,
-            changed=scans.changed,
             fed=fed,
         ),
         learned=learned,

@@ -48,7 +48,7 @@ def seconds_coming(state: AdaptiveState, memory_kib: int) -> float:
         double_s = BURST_S * _unscanned_kib(state) / (memory_kib or 1)
         end_s = min(arrivals.start_s + PATIENCE * arrivals.interval_s, arrivals.series_since_s + double_s)
         left_s = end_s - now_s
-    return left_s if arrivals.burst_since_s is None else max(left_s, burst_left_s(state, memory_kib))
+    return max(left_s, burst_left_s(state, memory_kib))
 
 
 def _unscanned_kib(state: AdaptiveState) -> int:
@@ -56,15 +56,12 @@ def _unscanned_kib(state: AdaptiveState) -> int:
 
 
 def note_burst(state: AdaptiveState, memory_kib: int) -> AdaptiveState:
-    """Note since when there has been a burst, and when memory last appeared at the rate of one; or that none is."""
-    arrivals = state.arrivals
-    if _full_rate_left_s(state, memory_kib) > 0:
-        goes_on = _patience_s(state) >= -RECENT_S  # else an agent has stopped in an earlier one
-        since_s = arrivals.burst_since_s if goes_on else state.taken_s
-        return replace(state, arrivals=replace(arrivals, burst_since_s=since_s, burst_at_s=state.taken_s))
-    if arrivals.burst_since_s is None or burst_left_s(state, memory_kib) > 0:
+    """Note since when there has been a burst, and when memory last appeared at the rate of one."""
+    if _full_rate_left_s(state, memory_kib) <= 0:
         return state
-    return replace(state, arrivals=replace(arrivals, burst_since_s=None, burst_at_s=None))
+    goes_on = _patience_s(state) >= -RECENT_S  # else this is another one
+    since_s = state.arrivals.burst_since_s if goes_on else state.taken_s
+    return replace(state, arrivals=replace(state.arrivals, burst_since_s=since_s, burst_at_s=state.taken_s))
 
 
 def burst_left_s(state: AdaptiveState, memory_kib: int) -> float:
@@ -78,7 +75,7 @@ def _full_rate_left_s(state: AdaptiveState, memory_kib: int) -> float:
 
 
 def _patience_s(state: AdaptiveState) -> float:
-    """Return how much longer a lull ends no burst; below 0.0 where there is none, or where the clock began anew."""
+    """Return how much longer a lull ends no burst; below 0.0 where it has, or where the clock began anew."""
     since_s, at_s = state.arrivals.burst_since_s, state.arrivals.burst_at_s
     if since_s is None or at_s is None or state.taken_s is None or state.taken_s < at_s:
         return -math.inf

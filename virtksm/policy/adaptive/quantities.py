@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -90,19 +91,17 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     named = {guest.key: (unread if guest.rss_kib is None else one).key for guest in snapshot.guests}
 
     def gather(kib_by_key: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        found = defaultdict[str, Any](int)
         for key, kib in kib_by_key.items():
             process = key.removeprefix(CHANGED)
-            name = key.removesuffix(process) + named.get(process, process)
-            found[name] = found.get(name, 0) + kib
+            found[key.removesuffix(process) + named.get(process, process)] += kib
         return found
 
     def gather_appeared(appeared: Iterable[Appeared]) -> tuple[Appeared, ...]:
-        found: dict[tuple[float, str], int] = {}
+        found = defaultdict[tuple[float, str], int](int)
         for at_s, key, kib in appeared:
-            moment = at_s, named.get(key, key)
-            found[moment] = found.get(moment, 0) + kib
-        return tuple(Appeared(at_s, key, kib) for (at_s, key), kib in found.items())
+            found[at_s, named.get(key, key)] += kib
+        return tuple(Appeared(*moment, kib) for moment, kib in found.items())
 
     backlog, shares = state.backlog, expect(snapshot, state)
     rates = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
@@ -110,12 +109,11 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
     for _, key, kib in backlog.settling:
         waiting[key] = waiting.get(key, 0) + kib
     waiting |= {key: backlog.changed.get(key, 0.0) or kib_per_s for key, kib_per_s in rates.items()}
-    gain = gather({key: kib * shares.of(key) for key, kib in waiting.items()})
-    ratios = {key: Ratio(gain[key] / kib, kib) for key, kib in gather(waiting).items() if kib}
-    ratios |= {
-        key: replace(one, share=max(one.share, shares.least))
-        for key, one in ratios.items()
-        if not key.startswith(CHANGED)
+    gain = gather({key: kib * shares.of(key).share for key, kib in waiting.items()})
+    ratios = {
+        key: Ratio(max(gain[key] / kib, 0.0 if key.startswith(CHANGED) else shares.least), kib)
+        for key, kib in gather(waiting).items()
+        if kib
     }
     learned = replace(state.learned, ratios=ratios, pair={})
     held_kib, current = gather(state.guests_kib), state.scans.current
@@ -133,7 +131,7 @@ def with_one_guest(snapshot: Snapshot, state: AdaptiveState) -> tuple[Snapshot, 
             changed=gather(backlog.changed),
         ),
         arrivals=replace(state.arrivals, recent=gather_appeared(state.arrivals.recent)),
-        scans=replace(state.scans, current=current, changed=gather(state.scans.changed)),
+        scans=replace(state.scans, current=current),
         learned=learned,
     )
     their_rates = gather(rates)

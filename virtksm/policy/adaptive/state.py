@@ -15,9 +15,7 @@ DEFAULT_COST_S_PER_KIB = 7e-6 / 4
 """What scanning costs until that is known: 130,000-160,000 pages of 4 KiB a second (measured)."""
 
 MAX = 2.0**100
-"""Bounds a state's numbers (chosen)."""
-MAX_SUM = 2**52
-"""Bounds a state's sums (chosen)."""
+"""No number of a state that is loaded is larger (chosen)."""
 
 
 class Meter(NamedTuple):
@@ -38,8 +36,8 @@ class Meter(NamedTuple):
 class FullScan(NamedTuple):
     """A full scan that is under way. `ends_at_full_scans` is the value of full_scans that ends it.
 
-    `scanning` is the new backlog at its beginning, by worth.py's keys: scanned once when it ends. `began_kib` is all
-    memory at its beginning.
+    `scanning` is the new backlog at its beginning, and what had changed in place, by worth.py's keys: scanned once when
+    it ends. `began_kib` is all memory at its beginning.
     """
 
     ends_at_full_scans: int
@@ -121,9 +119,9 @@ class Arrivals(NamedTuple):
     """What appeared in the last second, settling or not; of what a process had grown by since a pass longer ago, as
     much as if it had grown evenly."""
     burst_since_s: float | None = None
-    """Since when there has been a burst; None outside of one."""
+    """Since when there has been a burst, or was the last one."""
     burst_at_s: float | None = None
-    """When memory last appeared at a burst's rate."""
+    """When memory last appeared at its rate."""
     start_s: float | None = None
     """When a guest was last seen to have started."""
     interval_s: float = 0.0
@@ -152,8 +150,6 @@ class Scans(NamedTuple):
     """When the full scan before was granted its last batch, whose budget the next one waits for."""
     is_check: bool = False
     """Whether the present pair of full scans looks for nothing but what may have changed in place."""
-    changed: Mapping[str, float] = EMPTY
-    """What had changed in place when a pair for new memory began: the pair scans it, and teaches of it, too."""
 
 
 class Ratio(NamedTuple):

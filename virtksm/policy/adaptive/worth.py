@@ -116,7 +116,7 @@ def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
     scans, scanned_once_kib = state.scans, state.backlog.scanned_once_kib
-    return scans.pair_left > 0 and (scans.is_check or bool(scans.changed) or scanned_once_kib * NEGLIGIBLE > memory_kib)
+    return scans.pair_left > 0 and (scans.is_check or scanned_once_kib * NEGLIGIBLE > memory_kib)
 
 
 class Shares(NamedTuple):
@@ -134,35 +134,32 @@ class Shares(NamedTuple):
     saving: float
     least: float
 
-    def known(self, key: str) -> Ratio | None:
-        """Return what was learned of a key's memory, else of its image's."""
-        return ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
+    def of(self, key: str) -> Ratio:
+        """Return what is expected of a key's memory.
 
-    def of(self, key: str) -> float:
-        if (known := self.known(key)) is not None:
-            return known.share
-        return FIRST_CHANGED_RATIO * self.lasting if key.startswith(CHANGED) else FIRST_MERGE_RATIO
-
-    def merging(self, key: str) -> float:
-        """Return what share is expected to merge, lasting or not; of what had merged before, as much of it as saves."""
-        if (known := self.known(key)) is not None:
-            return known.share + known.lost
-        if key == REWRITTEN:
-            return self.saving
-        return FIRST_CHANGED_RATIO if key.startswith(CHANGED) else FIRST_MERGE_RATIO
+        Of merged pages that were written to, as much merges as saves.
+        """
+        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
+        if known is not None:
+            return known
+        if not key.startswith(CHANGED):
+            return Ratio(FIRST_MERGE_RATIO, 0.0)
+        share, merging = FIRST_CHANGED_RATIO * self.lasting, self.saving if key == REWRITTEN else FIRST_CHANGED_RATIO
+        return Ratio(share, 0.0, lost=max(merging - share, 0.0))
 
     def merging_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge, lasting or not."""
-        return sum(kib * self.merging(key) for key, kib in kib_by_key.items() if kib)
+        expected = ((kib, self.of(key)) for key, kib in kib_by_key.items())
+        return sum(kib * (one.share + one.lost) for kib, one in expected)
 
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
-        return sum(kib * self.of(key) for key, kib in kib_by_key.items() if kib)
+        return sum(kib * self.of(key).share for key, kib in kib_by_key.items() if kib)
 
     def ratio(self, kib_by_key: Mapping[str, float], of_none: str = "") -> float:
         """Return what share of it that is; where there is none, that of the key `of_none`."""
         kib = sum(kib_by_key.values())
-        return self.gain_kib(kib_by_key) / kib if kib else self.of(of_none)
+        return self.gain_kib(kib_by_key) / kib if kib else self.of(of_none).share
 
 
 def expect(snapshot: Snapshot, state: AdaptiveState) -> Shares:
@@ -199,12 +196,9 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
         if running[image := shares.images.get(key, "")] > 1:
             of_images[image] = of_images.get(image, 0.0) + kib
     scanned = {**pair, **of_images}
-    ratios = {key: ratio_of(shares.learned, key) or one for key, one in shares.learned.ratios.items()}
+    ratios = {key: shares.of(key) for key in shares.learned.ratios}
     begins_kib = {key: state.guests_kib.get(key.removeprefix(CHANGED), 0) / NEGLIGIBLE for key in scanned}
-    newest = {
-        key: ratios.get(key) or Ratio(share := shares.of(key), begins_kib[key], max(shares.merging(key) - share, 0.0))
-        for key in scanned
-    }
+    newest = {key: ratios.get(key) or replace(shares.of(key), kib=begins_kib[key]) for key in scanned}
     older = [key for key in ratios if key.startswith(IMAGE) and key not in newest][-MAX_IMAGES:]
     known = {*state.guests_kib, *OF_NONE, *older}
     return replace(
