@@ -603,6 +603,19 @@ def test_4_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_tha
     assert merged_while(stops, kernel, {**kernel, **left}) == merged_kib
 
 
+def test_4_it_has_taken_no_more_along_than_others_do_not_hold() -> None:
+    """Of three GiB that are there still and hold a half each, one stops: of two and a half merged GiB it had one."""
+    guests = {"a": GIB, "b": GIB, "c": GIB, "d": GIB}
+    learned = Learned(ratios={f"{name}/1": Ratio(0.5, GIB) for name in "bcd"})
+    before = having_scanned(guests, once_kib=GIB, scans=scans(pair_left=1), learned=learned)
+    for had_kib, merged_kib in ((GIB, 0), (GIB * 5 // 4, GIB // 4), (2 * GIB, GIB // 2)):
+        kernel = {"pages_sharing": had_kib // 4, "pages_unshared": GIB // 4}
+        began = begin_full_scan(snap(1, guests, full_scans=5, **kernel), before)
+        left = {name: kib for name, kib in guests.items() if name != "d"}
+        seen = [snap(at_s, left, full_scans=at_s + 3, **kernel) for at_s in (2, 3)]
+        assert decide_all(ALWAYS, *seen, state=began)[1].learned.merged_kib == merged_kib
+
+
 def merged_while(goes: str, had: Mapping[str, float], left: Mapping[str, float], *, can_merge: bool = True) -> int:
     """What a, of which a quarter is expected to merge, has merged in a full scan in which another guest stops.
 

@@ -309,9 +309,12 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
     pair = add(scans.changed, once if is_second else ended.scanning)
-    expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
+    shares = expect(snapshot, state)
+    expected_kib = int(shares.merging_kib(pair)) - scans.merged_kib
+    others_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
-    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
+    taken_along_kib = min(ended.taken_along_kib, max(had_kib - others_kib, 0))
+    net_kib = min(max(net_kib, expected_kib), net_kib + taken_along_kib)
     merged_kib = scans.merged_kib + (net_kib if scans.is_check or is_second else 0)
     merged_kib = min(max(merged_kib, 0), MAX_SUM)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)

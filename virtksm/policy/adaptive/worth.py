@@ -159,6 +159,11 @@ class Shares(NamedTuple):
         """Return how much of this memory is expected to merge and to last."""
         return sum(kib * self.of(key) for key, kib in kib_by_key.items() if kib)
 
+    def held_kib(self, kib_by_key: Mapping[str, float]) -> float:
+        """Return how much of this memory has merged and lasted, as far as it was learned."""
+        known = ((self.known(key), kib) for key, kib in kib_by_key.items())
+        return sum(kib * one.share for one, kib in known if one is not None and kib > 0)
+
     def ratio(self, kib_by_key: Mapping[str, float], of_none: str = "") -> float:
         """Return what share of it that is; where there is none, that of the key `of_none`."""
         kib = sum(kib_by_key.values())
