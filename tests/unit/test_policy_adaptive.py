@@ -292,6 +292,16 @@ def test_2_of_a_guest_that_stops_ksm_is_to_forget_what_it_has_seen_and_the_rest_
         assert (backlog.exited_kib, backlog.waited_kib_s) == (exited_kib, waited_kib_s)
 
 
+def test_5_ksm_s_figures_of_what_has_exited_are_worth_as_much_as_is_merged_of_all_or_its_bookkeeping() -> None:
+    waits_s = []
+    for merged in (1.0, 0.5, 0.25, 0.0):
+        state = having_scanned(ONE, backlog=Backlog(exited_kib=GIB), learned=Learned(full_scan_cost_s_per_kib=1e-5))
+        pages = int(merged * GIB // 2)
+        seen = snap(0, ONE, full_scans=5, pages_sharing=pages, pages_unshared=GIB // 2 - pages)
+        waits_s.append(seconds_to_wait(seen, state, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0.0)
+    assert 0 < waits_s[0] < waits_s[1] < waits_s[2] < waits_s[3] < LATEST_S
+
+
 @pytest.mark.parametrize(("changed_kib", "rule"), [(GIB / 2, "full_scan"), (GIB / 512, "idle")])
 def test_2_where_ksm_is_to_forget_a_guest_what_has_changed_meanwhile_is_scanned_twice(
     changed_kib: float, rule: str

@@ -12,7 +12,17 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 from virtksm.model.snapshot import IMAGE, Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.changes import (
+    CHANGED,
+    OF_NONE,
+    REWRITTEN,
+    UNSEEN,
+    add,
+    changing,
+    lone_share,
+    total_kib,
+    unseen_of_kib,
+)
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
@@ -29,11 +39,13 @@ PRESSING = 9.0
 SETTLED_WAIT_S = 4.0
 """A settled backlog's wait on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
-"""The merge ratio before any is learned; KSM's wrong figures of what has exited are worth as much (chosen)."""
+"""The merge ratio before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least expected of a backlog that has twins elsewhere, so that it is scanned and learned from (chosen)."""
+BOOKKEEPING = 1 / 64
+"""The share of exited memory that KSM holds until it forgets that (kernel: an rmap_item a page)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -68,8 +80,10 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     ratio, _ = expect_of_backlog(shares, backlog)
     changed_gain_kib = shares.gain_kib(backlog.changed)
     more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
-    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * FIRST_MERGE_RATIO
-    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * FIRST_MERGE_RATIO
+    # Of exited memory KSM counts as much as merged as it does of all.
+    exited_ratio = max(1 - lone_share(snapshot, state), BOOKKEEPING)
+    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * exited_ratio
+    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * exited_ratio
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
