@@ -40,6 +40,10 @@ SENSE_S, SENSE_GUEST_S = 2.0, 0.01
 """In a full scan a timer's pass senses guests and the host again after so long, and so much a guest: 500 take 20 ms
 (measured)."""
 
+IN_VAIN_S = 20.0
+"""Between two passes as long as another program or a refusal keeps pages_to_scan from being set: no batch ends
+(chosen)."""
+
 
 class Tenure:
     """One process's knowledge between its passes; it ends with the process."""
@@ -119,6 +123,8 @@ class Cycle(NamedTuple, Generic[State]):
                 self.tenure.is_scanning = bool(after.pages_to_scan)
                 self.tenure.decided = asked.policy_state, left
             ended_s = self.clock()
+        if not (dry_run or self.policy.only_observes) and after.pages_to_scan != target.pages_to_scan:
+            decision = _put_off(decision)
         return PassReport(
             uri=self.hypervisor.uri,
             policy=self.policy.name,
@@ -322,3 +328,8 @@ class Cycle(NamedTuple, Generic[State]):
         if len(calls) < len(wanted):
             return Outcome.HELD
         return Outcome.APPLIED if calls else Outcome.UNCHANGED
+
+
+def _put_off(decision: Decision) -> Decision:
+    next_pass_s = decision.next_pass_s
+    return decision if next_pass_s is None else replace(decision, next_pass_s=max(next_pass_s, IN_VAIN_S))
