@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.guest_memory import mergeable_kib
-from virtksm.agent.zero_pages import COUNT, ZeroPages
+from virtksm.agent.zero_pages import ZeroPages
 from virtksm.host.proc_files import AGENT
+from virtksm.policy.adaptive.changes import OWN_PAGES
 
 pytestmark = pytest.mark.real
 NAME = Path("/proc/self/comm")
@@ -29,7 +30,7 @@ def test_zero_pages_may_merge_while_they_are_wanted() -> None:
     assert mergeable_kib(os.getpid()) == []
     for _ in range(2):
         pages.follow(are_wanted=True)
-        assert mergeable_kib(os.getpid()) == [COUNT * mmap.PAGESIZE // 1024]
+        assert mergeable_kib(os.getpid()) == [OWN_PAGES * mmap.PAGESIZE // 1024]
     for _ in range(2):
         pages.follow(are_wanted=False)
         assert mergeable_kib(os.getpid()) == []

@@ -802,7 +802,7 @@ def test_2_where_ksm_knows_pages_the_first_full_scan_takes_two_full_scans_and_la
         (40, 2, "full_scan", 0, 2 * GIB),
         (44, 3, "idle", 0, 0),
     ):
-        decision, state = decide_all(ALWAYS, snap(at_s, BOTH, full_scans=full_scans, pages_unshared=1), state=state)
+        decision, state = decide_all(ALWAYS, snap(at_s, BOTH, full_scans=full_scans, pages_unshared=3), state=state)
         told = decision.reason.rule, state.backlog.new_kib, state.backlog.scanned_once_kib
         assert (at_s, *told) == (at_s, rule, new_kib, once_kib)
     assert decision.target == IDLE
@@ -1454,6 +1454,26 @@ def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown:
     assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
     decision, state = decide_all(ALWAYS, *(snap(at, {**BOTH, "c": GIB}) for at in (110, 115, 125)), state=state)
     assert decision.reason.rule == "full_scan", "one more guest may be one that can merge"
+
+
+@pytest.mark.parametrize("has_counted", [True, False])
+def test_7_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, has_counted: bool) -> None:
+    """They are over in no time, again and again, and would be taken for all of the guests' memory."""
+
+    def own(full_scans: int) -> dict[str, float | None]:
+        scanned = 2 * full_scans if has_counted else None
+        return {"full_scans": full_scans, "pages_scanned": scanned, "pages_unshared": 0, "pages_volatile": 2}
+
+    decision, state = in_full_scan(**own(5))
+    told = []
+    for full_scans in range(6, 30):
+        seen = snap(10 + (full_scans - 5) * MIN_WAIT_S, BOTH, **own(full_scans))
+        decision, state = decide_all(ALWAYS, after(decision, seen), state=state)
+        told.append((decision.reason.rule, state.backlog.due_kib))
+    assert set(told) == {("full_scan", 0), ("empty", 0), ("idle", 0)}
+    assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
+    met = snap(11, BOTH, **{**own(7), "pages_volatile": 3})
+    assert decide_all(ALWAYS, met, state=in_full_scan(**own(5))[1])[0].reason.rule == "full_scan", "there is another"
 
 
 def test_7_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:

@@ -11,8 +11,7 @@ import mmap
 from contextlib import suppress
 
 from virtksm.host.proc_files import AGENT
-
-COUNT = 2
+from virtksm.policy.adaptive.changes import OWN_PAGES
 
 
 class ZeroPages:
@@ -26,7 +25,7 @@ class ZeroPages:
         if are_wanted and self._held is None:
             with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
                 name.write(AGENT)
-            held = mmap.mmap(-1, COUNT * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            held = mmap.mmap(-1, OWN_PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with suppress(OSError):  # a kernel without KSM
                 held.madvise(mmap.MADV_MERGEABLE)
             held.write(bytes(len(held)))  # or they would be the kernel's own, which KSM passes over

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
-from virtksm.policy.adaptive.changes import add, known_kib, total_kib
+from virtksm.policy.adaptive.changes import OWN_PAGES, add, known_kib, knows_of_none, total_kib
 from virtksm.policy.adaptive.state import MAX_SUM, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
@@ -242,8 +242,17 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
 
 
 def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether a full scan is over."""
-    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans
+    """Tell whether a full scan is over, which has met other pages than the agent's own."""
+    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans and not has_met_own_alone(snapshot, current)
+
+
+def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
+    """Tell whether full scans have ended in which ksmd has met the agent's own pages and no others."""
+    if known_kib(snapshot) == 0 or not knows_of_none(snapshot):
+        return False
+    began, now = current.began, read_meter(snapshot)
+    ended, scanned_pages = now.full_scans - began.full_scans, _difference(began.pages_scanned, now.pages_scanned) or 0
+    return ended > 0 and scanned_pages <= OWN_PAGES * (ended + 1)
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
@@ -263,7 +272,8 @@ def seconds_until_empty(snapshot: Snapshot, current: FullScan) -> float | None:
         return None
     now, began = read_meter(snapshot), current.began
     scanned = _difference(began.pages_scanned, now.pages_scanned)
-    if scanned or now.full_scans != began.full_scans or known_kib(snapshot):
+    has_met_any = scanned or now.full_scans != began.full_scans or known_kib(snapshot)
+    if has_met_any and not has_met_own_alone(snapshot, current):
         return None
     return max(BATCH_S, EMPTY_CPU * (_used_s(began, now) or 0.0)) - (now.taken_s - began.taken_s)
 
