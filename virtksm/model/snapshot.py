@@ -176,6 +176,7 @@ class HostMemory(NamedTuple):
     what a control group allows all guests together, and `limit_left_kib` what it still lets them take. `swap_left_kib`
     is what of the free swap is not memory itself (zram), and that group may have. `commit_left_kib` is what the kernel
     still promises to programs, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
+    `swapped_kib` is in swap, and not in memory besides.
     """
 
     total_kib: int
@@ -190,6 +191,7 @@ class HostMemory(NamedTuple):
     limit_left_kib: int | None = None
     swap_left_kib: int | None = None
     commit_left_kib: int | None = None
+    swapped_kib: int | None = None
 
     @property
     def usable_kib(self) -> int:
