@@ -14,8 +14,8 @@ from virtksm.agent.dirty_rates import (
     MEASURE_S,
     PACE_S,
     RETRY_S,
-    SAMPLES_PER_GIB,
-    SWAP_INS_PER_S,
+    SAMPLED_KIB_PER_GIB,
+    SWAPPED_KIB_PER_S,
     DirtyRates,
     turn_every_s,
 )
@@ -130,7 +130,7 @@ async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_
         (4 * GIB, None, 0.05, PACE_S),
         (64 * GIB, None, 0.0, 8.0),
         (GIB, 64 * GIB, 0.0, 8.0),
-        (4 * GIB, None, 10.0, 4 * SAMPLES_PER_GIB * 0.2 / SWAP_INS_PER_S),
+        (4 * GIB, None, 10.0, 4 * SAMPLED_KIB_PER_GIB * 0.2 / SWAPPED_KIB_PER_S),
     ],
 )
 async def test_after_a_large_guest_and_while_much_is_in_swap_the_next_one_waits(

@@ -37,12 +37,12 @@ TOLD_KIB_PER_S = 1024
 """A slower rate is told as 0 (libvirt: whole MiB a second, rounded down)."""
 PACE_S = 0.5
 """From the beginning of one guest's measurement to the next (chosen)."""
-SAMPLES_PER_GIB = 512
-"""Pages that are sampled (QEMU: its default)."""
+SAMPLED_KIB_PER_GIB = 512 * 4
+"""What is sampled (libvirt: QEMU's default)."""
 PACE_S_PER_GIB = 0.125
 """As long at least for each GiB of the guest (chosen: 4 % of a core, at 5 microseconds a sample)."""
-SWAP_INS_PER_S = 10.0
-"""What is sampled while it is in swap comes back: so many pages a second (chosen: a disk reads a hundred)."""
+SWAPPED_KIB_PER_S = 40.0
+"""Sampling reads so much from swap (chosen: ten pages, where a disk reads a hundred)."""
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
@@ -57,7 +57,7 @@ def turn_every_s(guests: int) -> float:
 def pace_s(guest: Guest, swapped_share: float) -> float:
     """Return how long the next guest waits for this one, with such a share of guests' memory in swap."""
     gib = max(guest.rss_kib or 0, guest.max_kib or 0) / 2**20
-    return max(PACE_S, gib * PACE_S_PER_GIB, gib * SAMPLES_PER_GIB * swapped_share / SWAP_INS_PER_S)
+    return max(PACE_S, gib * PACE_S_PER_GIB, gib * SAMPLED_KIB_PER_GIB * swapped_share / SWAPPED_KIB_PER_S)
 
 
 class Measures(Protocol):
