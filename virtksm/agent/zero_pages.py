@@ -21,15 +21,14 @@ class ZeroPages:
         self._held: mmap.mmap | None = None
 
     def follow(self, *, are_wanted: bool) -> None:
-        """Have them or not; raises OSError where there is no memory."""
+        """Have them or not; where there is no memory for them, the next pass tries again."""
         if are_wanted and self._held is None:
             with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
                 name.write(AGENT)
-            held = mmap.mmap(-1, OWN_PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with suppress(OSError):  # a kernel without KSM
-                held.madvise(mmap.MADV_MERGEABLE)
-            held.write(bytes(len(held)))  # or they would be the kernel's own, which KSM passes over
-            self._held = held
+            with suppress(OSError):
+                self._held = mmap.mmap(-1, OWN_PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self._held.write(bytes(len(self._held)))  # or they would be the kernel's own, which KSM passes over
+                self._held.madvise(mmap.MADV_MERGEABLE)  # fails on a kernel without KSM
         elif not are_wanted and self._held is not None:
             self._held.close()
             self._held = None
