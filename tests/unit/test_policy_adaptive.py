@@ -701,14 +701,28 @@ def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s_per_kib)
 
 
-@pytest.mark.parametrize(("cpu_s", "cost_s"), [(3.0, 3.0), (None, 8 * 0.1)])
-def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time(
-    cpu_s: float | None, cost_s: float
+@pytest.mark.parametrize(
+    ("cpu_s", "passes_s", "cost_s"),
+    [
+        (3.0, [9], 3.0),
+        (None, [4, 7, 9], 8 * 0.1),
+        (None, [4, 7, 11], 9 * 0.1),
+        (None, [4, 7, 7 + 3600], (6 + 60 * BATCH_S) * 0.1),
+        (None, [4, 104, 107], 12 * 0.1),
+    ],
+)
+def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time_in_batches(
+    cpu_s: float | None, passes_s: list[float], cost_s: float
 ) -> None:
+    """Where the connection was lost for an hour meanwhile, the law waited for hours with all that came later."""
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
-    began_s = None if cpu_s is None else 0.0
-    began = begin_full_scan(snap(1, ONE, full_scans=5, ksmd_cpu_seconds=began_s), having_scanned())
-    _, state = decide_all(policy, snap(9, ONE, full_scans=6, ksmd_cpu_seconds=cpu_s), state=began)
+    told: dict[str, float | None] = {"ksmd_cpu_seconds": None if cpu_s is None else 0.0, "pages_scanned": None}
+    began = begin_full_scan(snap(1, ONE, full_scans=5, **told), having_scanned())
+    decision, state = decide_all(policy, snap(1, ONE, full_scans=5, **told), state=began)
+    for at_s in passes_s[:-1]:
+        decision, state = decide_all(policy, after(decision, snap(at_s, ONE, full_scans=5, **told)), state=state)
+    ended = snap(passes_s[-1], ONE, **{**told, "full_scans": 6, "ksmd_cpu_seconds": cpu_s})
+    _, state = decide_all(policy, after(decision, ended), state=state)
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s / GIB)
 
 

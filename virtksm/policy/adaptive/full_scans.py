@@ -150,7 +150,8 @@ def feed(
     pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
-    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
+    granted_s = 0.0 if current.fed is None else granted_until_s(current, now, share)
+    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0, granted_s=granted_s)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
     else:  # the full scan may end before the batch does
@@ -158,6 +159,13 @@ def feed(
         pass_s = seconds_to_pass(min(pages, left) * cost_s)
     state = replace(state, scans=replace(state.scans, current=fed, fed=None))
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
+
+
+def granted_until_s(current: FullScan, now: Meter, share: float) -> float:
+    """Return the CPU time that ksmd was granted since a full scan began: without passes it takes a batch a minute."""
+    since = current.fed or current.began
+    unseen, left_s = divmod(max(now.taken_s - since.taken_s, 0.0), FED_SLEEPS_MS[0] / 1000)
+    return current.granted_s + share * (unseen * BATCH_S + min(left_s, BATCH_S))
 
 
 def seconds_to_rest(fed: Meter | None, now: Meter, share: float) -> float:
@@ -308,13 +316,13 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
 
     One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
 
-    Where ksmd's CPU time is unknown, it has used its `share` of a core, as the budget has it.
+    Where ksmd's CPU time is unknown, it has used what it was granted: its `share` of a core in each batch.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
-    cost_s = (max(now.taken_s - began.taken_s, 0.0) * share if used_s is None else used_s) / ended.times
+    cost_s = (granted_until_s(ended, now, share) if used_s is None else used_s) / ended.times
     had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
     net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
