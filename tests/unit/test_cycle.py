@@ -608,6 +608,7 @@ def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_a
     assert [sensed(bench, 0.25) for _ in range(7)] == [False] * 7
     assert sensed(bench, 0.25), "two seconds later"
     assert [sensed(bench, 0.25, Trigger.STARTED), sensed(bench, 0.25)] == [True, False]
+    assert [sensed(bench, 0.25, trigger) for trigger in (Trigger.BALLOON, Trigger.GUESTS)] == [False, True]
     counters["full_scans"] = 1
     assert [sensed(bench, 0.25), sensed(bench, 0.25)] == [True, False]
     bench.clock.now_s -= 100
