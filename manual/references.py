@@ -114,6 +114,8 @@ def rewritten() -> Iterator[tuple[Path, str]]:
 
 UNITS = {
     "_S_PER_KIB": "s/KiB",
+    "_S_PER_GIB": "s/GiB",
+    "_KIB_PER_GIB": "KiB/GiB",
     "_KIB_PER_S": "KiB/s",
     "_BYTES": "bytes",
     "_S": "s",

@@ -9,8 +9,9 @@ import pytest
 
 from tests.lab.guest_memory import mergeable_kib
 from tests.lab.samples import SCANNING, passed
-from virtksm.agent.zero_pages import COUNT, ZeroPages
+from virtksm.agent.zero_pages import ZeroPages
 from virtksm.host.proc_files import AGENT
+from virtksm.policy.adaptive.changes import OWN_PAGES
 from virtksm.values import replace
 
 pytestmark = pytest.mark.real
@@ -36,7 +37,7 @@ def test_zero_pages_may_merge_while_they_are_wanted() -> None:
     assert mergeable_kib(os.getpid()) == []
     for _ in range(2):
         follow(pages, are_wanted=True)
-        assert mergeable_kib(os.getpid()) == [COUNT * mmap.PAGESIZE // 1024]
+        assert mergeable_kib(os.getpid()) == [OWN_PAGES * mmap.PAGESIZE // 1024]
     for _ in range(2):
         follow(pages, are_wanted=False)
         assert mergeable_kib(os.getpid()) == []

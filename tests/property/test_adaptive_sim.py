@@ -27,6 +27,7 @@ from bench.sim.works import (
     mixed_may_mib,
     spoiler_day,
     spoilers,
+    start_all,
 )
 from bench.steps import Drift, Grow, Spoil, Start, Stop
 from demo.guests import PAGES_PER_MIB, PayloadGuest
@@ -363,6 +364,19 @@ def test_steady_growth_is_merged_soon_in_few_full_scans() -> None:
     for minute, sample in enumerate(ours.samples[1:], start=1):
         assert sample.saved_pages >= 0.85 * (3 * 62 + 2 * 62 + 2 * 64 * minute) * PAGES_PER_MIB
     assert ours.samples[-1].full_scans <= 60  # with growth twice as expensive 72
+
+
+def test_guests_that_are_gone_before_a_full_scan_pays_cost_none() -> None:
+    """As on a host of builds: one a minute and a half long every half minute took 35 % of a core, to merge nothing."""
+    old = PayloadGuest(name="", memory_mib=4200, common_mib=1000, own_mib=3000)
+    new = PayloadGuest(name="", memory_mib=1030, own_mib=1000, seed=100)
+    old_names, new_names = [f"old{number}" for number in range(8)], [f"new{number}" for number in range(110)]
+    starts = start_all(new, new_names, every_s=30.0, from_s=300.0)
+    stops = [Stop(at_s=one.at_s + 90.0, name=name) for one, name in zip(starts, new_names, strict=True)]
+    host = idle(SimHost(total_kib=4 * TOTAL_KIB, fill_mib_per_s=400.0))
+    run = run_policy(host, ALWAYS, [*start_all(old, old_names, every_s=1.0), *starts, *stops], until_s=3600.0)
+    assert run.cpu_until(3600.0) - run.cpu_until(300.0) < 0.001 * 3300.0
+    assert run.samples[-1].saved_pages == 7 * 1000 * PAGES_PER_MIB
 
 
 def test_guests_that_cannot_merge_cost_no_scanning_and_delay_nobody() -> None:

@@ -16,7 +16,7 @@ from virtksm.model.decision import Pause, Trigger, Triggers
 from virtksm.model.report import Outcome, PassReport
 from virtksm.model.snapshot import IDLE, KERNEL_DEFAULTS, PARAMETERS, Guest, KsmState, Settings
 from virtksm.tuning.actuate import diagnose
-from virtksm.tuning.cycle import SENSE_GUEST_S, SENSE_S, Cycle, Tenure
+from virtksm.tuning.cycle import IN_VAIN_S, SENSE_GUEST_S, SENSE_S, Cycle, Tenure
 from virtksm.tuning.ownership import HostState, Ownership
 from virtksm.values import replace
 
@@ -430,6 +430,33 @@ def test_who_asks_ends_the_waiting_also_where_his_pass_has_nothing_to_write(benc
     assert bench.run().outcome is Outcome.APPLIED
 
 
+def test_while_its_pages_to_scan_does_not_arrive_passes_are_rare(bench: Bench) -> None:
+    """A full scan is fed four times a second."""
+    bench.policy.next_pass_s = 0.25
+    assert bench.run().decision.next_pass_s == 0.25
+    bench.hypervisor.values["merge_across_nodes"], bench.hypervisor.pages_shared = 1, 1
+    bench.policy.target = Settings(pages_to_scan=300, sleep_millisecs=10, merge_across_nodes=0)
+    assert (bench.run().outcome, bench.run().decision.next_pass_s) == (Outcome.REFUSED, 0.25)
+    bench.hypervisor.advisor_on, bench.pages = True, 1234
+    bench.local.advisor = lambda: "scan-time"
+    assert [bench.run().decision.next_pass_s for _ in range(2)] == [IN_VAIN_S] * 2
+    bench.policy.next_pass_s = 60.0
+    assert bench.run().decision.next_pass_s == 60.0
+    bench.policy.next_pass_s = None
+    assert bench.run().decision.next_pass_s is None
+
+
+def test_nor_does_it_hurry_while_it_yields(bench: Bench) -> None:
+    bench.policy.next_pass_s, bench.on_conflict = 0.25, "yield"
+    bench.run()
+    bench.pages = 7
+    assert [(one.outcome, one.decision.next_pass_s) for one in (bench.run(), bench.run())] == [
+        (Outcome.YIELDED, IN_VAIN_S)
+    ] * 2
+    bench.pages = BUSY.pages_to_scan or 0
+    assert bench.run().decision.next_pass_s == 0.25
+
+
 def test_the_advisor_moving_pages_to_scan_is_not_another_writer_and_no_baseline_of_ours(bench: Bench) -> None:
     bench.run()
     bench.local.advisor = lambda: "scan-time"
@@ -581,6 +608,7 @@ def test_while_ksmd_scans_the_timers_passes_sense_guests_every_two_seconds_and_a
     assert [sensed(bench, 0.25) for _ in range(7)] == [False] * 7
     assert sensed(bench, 0.25), "two seconds later"
     assert [sensed(bench, 0.25, Trigger.STARTED), sensed(bench, 0.25)] == [True, False]
+    assert [sensed(bench, 0.25, trigger) for trigger in (Trigger.BALLOON, Trigger.GUESTS)] == [False, True]
     counters["full_scans"] = 1
     assert [sensed(bench, 0.25), sensed(bench, 0.25)] == [True, False]
     bench.clock.now_s -= 100

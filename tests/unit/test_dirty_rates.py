@@ -9,7 +9,16 @@ import pytest
 
 from tests.fakes import FakeHypervisor
 from tests.lab.hang import HANG_S
-from virtksm.agent.dirty_rates import MAX_HANGING, MEASURE_S, PACE_S, RETRY_S, DirtyRates, turn_every_s
+from virtksm.agent.dirty_rates import (
+    MAX_HANGING,
+    MEASURE_S,
+    PACE_S,
+    RETRY_S,
+    SAMPLED_KIB_PER_GIB,
+    SWAPPED_KIB_PER_S,
+    DirtyRates,
+    turn_every_s,
+)
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
 from virtksm.model.snapshot import Guest
 from virtksm.values import replace
@@ -113,6 +122,35 @@ async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_
     assert len(bench.hypervisor.measuring) == MEASURE_S / PACE_S, "between their two samples at once"
     await bench.pass_time(MEASURE_S + 2)
     assert len(bench.rates) == 200
+
+
+@pytest.mark.parametrize(
+    ("rss_kib", "max_kib", "swapped_gib", "apart_s"),
+    [
+        (4 * GIB, None, 0.05, PACE_S),
+        (64 * GIB, None, 0.0, 8.0),
+        (GIB, 64 * GIB, 0.0, 8.0),
+        (4 * GIB, None, 10.0, 4 * SAMPLED_KIB_PER_GIB * 0.2 / SWAPPED_KIB_PER_S),
+    ],
+)
+async def test_after_a_large_guest_and_while_much_is_in_swap_the_next_one_waits(
+    rss_kib: int, max_kib: int | None, swapped_gib: float, apart_s: float
+) -> None:
+    """What QEMU samples while it is in swap is read from there, in no order, and pushes other memory out."""
+    bench = Bench(*[1] * 10)
+    guests = [replace(one, rss_kib=rss_kib, max_kib=max_kib) for one in bench.guests]
+    bench.dirty.see(guests, is_wanted=True, swapped_kib=int(swapped_gib * GIB))
+    began_s, passed_s = [], 3 * 3600.0
+    start = bench.hypervisor.start_dirty_rate
+
+    def note(uuid: str, seconds: int) -> None:
+        began_s.append(bench.now_s)
+        start(uuid, seconds)
+
+    bench.hypervisor.start_dirty_rate = note  # type: ignore[method-assign]  # a fake's
+    await bench.pass_time(passed_s)
+    assert min(later - earlier for earlier, later in pairwise(began_s)) == pytest.approx(apart_s)
+    assert len(began_s) >= 0.9 * passed_s / max(apart_s, turn_every_s(10) / 10)
 
 
 @pytest.mark.parametrize("guests", [3, 122, 200])

@@ -75,6 +75,23 @@ def test_2_what_swap_has_taken_is_not_freed() -> None:
     assert freed_mib(before, after) == [600, 0], "a host without swap"
 
 
+@pytest.mark.parametrize(
+    "taken", [{"pswpout": 100 * 256}, {"zswpout": 100 * 256}, {"pswpout": 256, "zswpout": 99 * 256}]
+)
+def test_2_nor_is_it_where_as_much_has_come_back_to_another_guest_meanwhile(taken: dict[str, int]) -> None:
+    """Reclaim splits huge pages, too, and swap's free space is the same."""
+    told = {"pswpout": 7, "zswpout": 7}
+    before, after = (
+        replace(
+            one,
+            host=SWAPPING,
+            ksm=replace(one.ksm, **{name: value + more.get(name, 0) for name, value in told.items()}),
+        )
+        for one, more in ((FULL, {}), (seen(900, 600, thp_split_page=50), taken))
+    )
+    assert freed_mib(before, after) == [0, 0]
+
+
 def test_3_what_a_guest_grows_by_takes_back_its_own() -> None:
     freed = seen(400, 300, thp_split_page=400)
     assert freed_mib(FULL, freed, seen(450, 300, thp_split_page=400)) == [550, 200]

@@ -93,6 +93,10 @@ def test_meminfo_is_read_as_the_kernel_writes_it() -> None:
     )
     assert parse_meminfo(text.replace("MemAvailable", "Other")).available_kib is None
     assert parse_meminfo(f"{text}SwapFree: 500 kB\n").swap_free_kib == 500
+    assert parse_meminfo(f"{text}SwapFree: 500 kB\n").swapped_kib is None
+    swap = "SwapTotal: 900 kB\nSwapFree: 500 kB\nSwapCached: {} kB\n"
+    swapped_kib = [parse_meminfo(text + swap.format(cached_kib)).swapped_kib for cached_kib in (0, 100, 500)]
+    assert swapped_kib == [400, 300, 0], "what is in memory, too, is read without the disk"
     with pytest.raises(ValueError, match="Cached is missing"):
         parse_meminfo(text.replace("Cached", "Other"))
 

@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Threshold, Trigger, Triggers
 from virtksm.model.snapshot import IDLE, Guest, HostMemory, KsmState, OtherProcesses, Settings, Snapshot, Source
 from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, backlog_text
-from virtksm.policy.adaptive.backlog import OWN_KIB, STEPS
+from virtksm.policy.adaptive.backlog import OWN_KIB, STEPS, account
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
@@ -282,6 +282,26 @@ def test_2_one_full_scan_takes_what_has_stopped_out_of_ksm_s_bookkeeping(page_ki
     assert (decision.reason.rule, state.backlog.exited_kib) == ("idle", 0)
 
 
+def test_2_of_a_guest_that_stops_ksm_is_to_forget_what_it_has_seen_and_the_rest_has_waited_in_vain() -> None:
+    waits = Backlog(
+        settling=(Appeared(0.5, "b/1", GIB // 8),), new={"a/1": GIB // 2, "b/1": GIB // 2}, waited_kib_s=8.0 * GIB
+    )
+    state = having_scanned(BOTH, backlog=waits, taken_s=1)
+    for guests, exited_kib, waited_kib_s in ((ONE, GIB * 3 // 8, 4.0 * GIB), (BOTH, 0, 8.0 * GIB)):
+        backlog = account(snap(1, guests, full_scans=5), state, settle_s=2.0).backlog
+        assert (backlog.exited_kib, backlog.waited_kib_s) == (exited_kib, waited_kib_s)
+
+
+def test_5_ksm_s_figures_of_what_has_exited_are_worth_as_much_as_is_merged_of_all_or_its_bookkeeping() -> None:
+    waits_s = []
+    for merged in (1.0, 0.5, 0.25, 0.0):
+        state = having_scanned(ONE, backlog=Backlog(exited_kib=GIB), learned=Learned(full_scan_cost_s_per_kib=1e-5))
+        pages = int(merged * GIB // 2)
+        seen = snap(0, ONE, full_scans=5, pages_sharing=pages, pages_unshared=GIB // 2 - pages)
+        waits_s.append(seconds_to_wait(seen, state, judge_need(seen, ALWAYS.params, was_engaged=True)) or 0.0)
+    assert 0 < waits_s[0] < waits_s[1] < waits_s[2] < waits_s[3] < LATEST_S
+
+
 @pytest.mark.parametrize(("changed_kib", "rule"), [(GIB / 2, "full_scan"), (GIB / 512, "idle")])
 def test_2_where_ksm_is_to_forget_a_guest_what_has_changed_meanwhile_is_scanned_twice(
     changed_kib: float, rule: str
@@ -538,9 +558,7 @@ def test_4_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_wit
     assert decision.reason.text.endswith("should merge, as its last backlogs did")
     decision, state = decide_all(ALWAYS, snap(4, {"old": 16 * GIB}, full_scans=5), state=state)
     told = decision.reason.numbers
-    assert (told["new_kib"], told["exited_kib"], told["expected_ratio"]) == (4 * GIB, GIB, 0.75), (
-        "what exited was not to merge"
-    )
+    assert (told["new_kib"], told["exited_kib"], told["expected_ratio"]) == (4 * GIB, 0, 0.75), "KSM has not seen it"
 
 
 @pytest.mark.parametrize(("why", "image", "names"), [("it has no twins", "image-1", "n"), ("it has none", None, "an")])
@@ -602,6 +620,19 @@ def test_4_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_tha
     """
     kernel: dict[str, float] = {"pages_sharing": GIB // 4, "ksm_zero_pages": GIB // 8}
     assert merged_while(stops, kernel, {**kernel, **left}) == merged_kib
+
+
+def test_4_it_has_taken_no_more_along_than_others_do_not_hold() -> None:
+    """Of three GiB that are there still and hold a half each, one stops: of two and a half merged GiB it had one."""
+    guests = {"a": GIB, "b": GIB, "c": GIB, "d": GIB}
+    learned = Learned(ratios={f"{name}/1": Ratio(0.5, GIB) for name in "bcd"})
+    before = having_scanned(guests, once_kib=GIB, scans=scans(pair_left=1), learned=learned)
+    for had_kib, merged_kib in ((GIB, 0), (GIB * 5 // 4, GIB // 4), (2 * GIB, GIB // 2)):
+        kernel = {"pages_sharing": had_kib // 4, "pages_unshared": GIB // 4}
+        began = begin_full_scan(snap(1, guests, full_scans=5, **kernel), before)
+        left = {name: kib for name, kib in guests.items() if name != "d"}
+        seen = [snap(at_s, left, full_scans=at_s + 3, **kernel) for at_s in (2, 3)]
+        assert decide_all(ALWAYS, *seen, state=began)[1].learned.merged_kib == merged_kib
 
 
 def merged_while(goes: str, had: Mapping[str, float], left: Mapping[str, float], *, can_merge: bool = True) -> int:
@@ -679,14 +710,28 @@ def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s_per_kib)
 
 
-@pytest.mark.parametrize(("cpu_s", "cost_s"), [(3.0, 3.0), (None, 8 * 0.1)])
-def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time(
-    cpu_s: float | None, cost_s: float
+@pytest.mark.parametrize(
+    ("cpu_s", "passes_s", "cost_s"),
+    [
+        (3.0, [9], 3.0),
+        (None, [4, 7, 9], 8 * 0.1),
+        (None, [4, 7, 11], 9 * 0.1),
+        (None, [4, 7, 7 + 3600], (6 + 60 * BATCH_S) * 0.1),
+        (None, [4, 104, 107], 12 * 0.1),
+    ],
+)
+def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time_in_batches(
+    cpu_s: float | None, passes_s: list[float], cost_s: float
 ) -> None:
+    """Where the connection was lost for an hour meanwhile, the law waited for hours with all that came later."""
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
-    began_s = None if cpu_s is None else 0.0
-    began = begin_full_scan(snap(1, ONE, full_scans=5, ksmd_cpu_seconds=began_s), having_scanned())
-    _, state = decide_all(policy, snap(9, ONE, full_scans=6, ksmd_cpu_seconds=cpu_s), state=began)
+    told: dict[str, float | None] = {"ksmd_cpu_seconds": None if cpu_s is None else 0.0, "pages_scanned": None}
+    began = begin_full_scan(snap(1, ONE, full_scans=5, **told), having_scanned())
+    decision, state = decide_all(policy, snap(1, ONE, full_scans=5, **told), state=began)
+    for at_s in passes_s[:-1]:
+        decision, state = decide_all(policy, after(decision, snap(at_s, ONE, full_scans=5, **told)), state=state)
+    ended = snap(passes_s[-1], ONE, **{**told, "full_scans": 6, "ksmd_cpu_seconds": cpu_s})
+    _, state = decide_all(policy, after(decision, ended), state=state)
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s / GIB)
 
 
@@ -780,7 +825,7 @@ def test_2_where_ksm_knows_pages_the_first_full_scan_takes_two_full_scans_and_la
         (40, 2, "full_scan", 0, 2 * GIB),
         (44, 3, "idle", 0, 0),
     ):
-        decision, state = decide_all(ALWAYS, snap(at_s, BOTH, full_scans=full_scans, pages_unshared=1), state=state)
+        decision, state = decide_all(ALWAYS, snap(at_s, BOTH, full_scans=full_scans, pages_unshared=3), state=state)
         told = decision.reason.rule, state.backlog.new_kib, state.backlog.scanned_once_kib
         assert (at_s, *told) == (at_s, rule, new_kib, once_kib)
     assert decision.target == IDLE
@@ -1432,6 +1477,26 @@ def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown:
     assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
     decision, state = decide_all(ALWAYS, *(snap(at, {**BOTH, "c": GIB}) for at in (110, 115, 125)), state=state)
     assert decision.reason.rule == "full_scan", "one more guest may be one that can merge"
+
+
+@pytest.mark.parametrize("has_counted", [True, False])
+def test_7_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, has_counted: bool) -> None:
+    """They are over in no time, again and again, and would be taken for all of the guests' memory."""
+
+    def own(full_scans: int) -> dict[str, float | None]:
+        scanned = 2 * full_scans if has_counted else None
+        return {"full_scans": full_scans, "pages_scanned": scanned, "pages_unshared": 0, "pages_volatile": 2}
+
+    decision, state = in_full_scan(**own(5))
+    told = []
+    for full_scans in range(6, 30):
+        seen = snap(10 + (full_scans - 5) * MIN_WAIT_S, BOTH, **own(full_scans))
+        decision, state = decide_all(ALWAYS, after(decision, seen), state=state)
+        told.append((decision.reason.rule, state.backlog.due_kib))
+    assert set(told) == {("full_scan", 0), ("empty", 0), ("idle", 0)}
+    assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
+    met = snap(11, BOTH, **{**own(7), "pages_volatile": 3})
+    assert decide_all(ALWAYS, met, state=in_full_scan(**own(5))[1])[0].reason.rule == "full_scan", "there is another"
 
 
 def test_7_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:

@@ -51,6 +51,7 @@ STATES = st.builds(
         kib=st.dictionaries(st.text(), COUNTS),
         huge_faults=st.none() | COUNTS,
         max_kib=st.dictionaries(st.text(), COUNTS),
+        swapped_kib=st.none() | COUNTS,
     ),
 )
 GOOD = json.loads(dump_host_state(HostState(ownership={"pages_to_scan": Ownership(baseline=100, intended=7)})))

@@ -8,7 +8,8 @@ not what its page cache or a network serves (of a file of 64 MiB that was read a
 
 Each guest that may merge has its turn while the policy acts, one call at a time. Measurements begin, and so end, PACE_S
 apart: one guest is sampled at a time, unless that takes longer, and up to MEASURE_S / PACE_S = 120 are between their
-two samples. Meanwhile each has a thread in QEMU that sleeps and holds no lock (QEMU's migration/dirtyrate.c,
+two samples. After a large guest the next waits longer, as sampling takes CPU time, and while memory is in swap, as it
+is read in. Meanwhile each has a thread in QEMU that sleeps and holds no lock (QEMU's migration/dirtyrate.c,
 `calculate_dirtyrate_sample_vm`), and no job in libvirt, which ends with the call (libvirt's qemu_driver.c,
 `qemuDomainStartDirtyRateCalc`). The calls are this module's own, and one that hangs costs no other guest its rate. A
 pass takes the newest rates (`Tenure.dirty_kib_per_s`). A guest without a rate changes as the policy assumes.
@@ -37,6 +38,12 @@ TOLD_KIB_PER_S = 1024
 """A slower rate is told as 0 (libvirt: whole MiB a second, rounded down)."""
 PACE_S = 0.5
 """From the beginning of one guest's measurement to the next (chosen)."""
+SAMPLED_KIB_PER_GIB = 512 * 4
+"""What is sampled (libvirt: QEMU's default)."""
+PACE_S_PER_GIB = 0.125
+"""As long at least for each GiB of the guest (chosen: 4 % of a core, at 5 microseconds a sample)."""
+SWAPPED_KIB_PER_S = 40.0
+"""Sampling reads so much from swap (chosen: ten pages, where a disk reads a hundred)."""
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
@@ -44,8 +51,14 @@ MAX_HANGING = 1
 
 
 def turn_every_s(guests: int) -> float:
-    """Return how many seconds there are from one turn of a guest to its next, among so many."""
+    """Return how many seconds there are at least from one turn of a guest to its next, among so many."""
     return max(MEASURE_S + 1, guests * PACE_S)
+
+
+def pace_s(guest: Guest, swapped_share: float) -> float:
+    """Return how long the next guest waits for this one, with such a share of guests' memory in swap."""
+    gib = max(guest.rss_kib or 0, guest.max_kib or 0) / 2**20
+    return max(PACE_S, gib * PACE_S_PER_GIB, gib * SAMPLED_KIB_PER_GIB * swapped_share / SWAPPED_KIB_PER_S)
 
 
 class Measures(Protocol):
@@ -110,12 +123,19 @@ class DirtyRates:
     seen: asyncio.Event = field(default_factory=asyncio.Event)
     noted: tuple[Iterable[Guest], bool] | None = None
     """What was seen last."""
+    swapped_share: float = 0.0
+    """How much of guests' memory is in swap, at most."""
 
-    def see(self, running: Iterable[Guest], *, is_wanted: bool) -> None:
-        """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now."""
+    def see(self, running: Iterable[Guest], *, is_wanted: bool, swapped_kib: int = 0) -> None:
+        """Note the guests that run with what they hold; `is_wanted`: the policy goes by their rates now.
+
+        `swapped_kib` is what the host has in swap.
+        """
         if self.noted is not None and self.noted[0] is running and self.noted[1] == is_wanted:
             return  # a pass that has sensed no guests anew
         self.noted = running, is_wanted
+        held_kib = sum(guest.rss_kib or 0 for guest in running)
+        self.swapped_share = swapped_kib / max(swapped_kib + held_kib, 1)
         wanted = {guest.key: guest for guest in running if guest.can_merge} if is_wanted else {}
         for known in (self.rates, self.turns):
             for key in known.keys() - wanted.keys():
@@ -166,6 +186,12 @@ class DirtyRates:
             for one in self.turns.values():
                 one.is_measuring = False
 
+    @property
+    def turn_every_s(self) -> float:
+        """From one turn of a guest to its next."""
+        paces_s = (pace_s(turn.now, self.swapped_share) for turn in self.turns.values())
+        return max(turn_every_s(len(self.turns)), sum(paces_s))
+
     def due_s(self, turn: Turn) -> float:
         """Return when to ask for a guest; the end of a measurement that is not followed by one waits for no other."""
         due_s = max(turn.due_s, self.retry_s)
@@ -173,7 +199,7 @@ class DirtyRates:
 
     async def _ask(self, host: Measures, turn: Turn, now_s: float) -> None:
         """Learn from what was measured and what the guest has read from disk, and begin to measure."""
-        guest, every_s = turn.now, turn_every_s(len(self.turns))
+        guest, every_s = turn.now, self.turn_every_s
         turn.due_s = now_s + every_s
         was_measuring, turn.is_measuring = turn.is_measuring, False
         mib_per_s = read_bytes = None
@@ -188,7 +214,7 @@ class DirtyRates:
         if turn.is_pausing:
             turn.due_s = turn.begin_s
             return
-        self.next_s = now_s + PACE_S
+        self.next_s = now_s + pace_s(guest, self.swapped_share)
         turn.begin_s = now_s + every_s
         if now_s < self.start_s:
             return

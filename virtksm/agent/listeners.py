@@ -100,5 +100,6 @@ class Listeners:
         if done.report.paused is None:  # else the policy was not asked
             self.switches.follow(None if done.config.only_observes else decision.rewriters)
             self.zero_pages.follow(done.report.snapshot, decision)
-        self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates)
+        swapped_kib = done.report.snapshot.host.swapped_kib or 0
+        self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates, swapped_kib=swapped_kib)
         self.merged.see(guests, is_wanted=decision.wants_merged)

@@ -17,8 +17,8 @@ from contextlib import suppress
 from virtksm.host.proc_files import AGENT
 from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Snapshot
+from virtksm.policy.adaptive.changes import OWN_PAGES
 
-COUNT = 2
 UNDER_WAY_S = 0.02
 """So soon after it was set to scan ksmd is in the first guest, if that has half a GiB (6 GiB a second measured)."""
 
@@ -34,7 +34,7 @@ class ZeroPages:
         return self._held is not None
 
     def follow(self, snapshot: Snapshot, decision: Decision) -> None:
-        """Have them or not, as a pass decided; raises OSError where there is no memory. Needs a running event loop."""
+        """Have them or not, as a pass decided, in a running event loop; without memory for them the next one tries."""
         ksm = snapshot.ksm
         was_scanning = bool(ksm.settings.pages_to_scan)
         if not decision.wants_zero_pages:
@@ -49,11 +49,10 @@ class ZeroPages:
             return
         with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
             name.write(AGENT)
-        held = mmap.mmap(-1, COUNT * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # a kernel without KSM
-            held.madvise(mmap.MADV_MERGEABLE)
-        held.write(bytes(len(held)))  # or they would be the kernel's own, which KSM passes over
-        self._held = held
+        with suppress(OSError):
+            self._held = mmap.mmap(-1, OWN_PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._held.write(bytes(len(self._held)))  # or they would be the kernel's own, which KSM passes over
+            self._held.madvise(mmap.MADV_MERGEABLE)  # fails on a kernel without KSM
 
     def _drop(self) -> None:
         if self._held is not None:

@@ -266,6 +266,8 @@ def parse_meminfo(text: str) -> HostMemory:
     Not by psutil: its `cached` is more than the kernel's Cached, which ksmtuned and libvirt use.
     """
     figures = parse_figures(text)
+    swap_kib, free_kib = figures.get("SwapTotal"), figures.get("SwapFree")
+    swapped_kib = None if swap_kib is None or free_kib is None else swap_kib - free_kib - figures.get("SwapCached", 0)
     try:
         return HostMemory(
             total_kib=figures["MemTotal"],
@@ -273,8 +275,9 @@ def parse_meminfo(text: str) -> HostMemory:
             buffers_kib=figures["Buffers"],
             cached_kib=figures["Cached"],
             available_kib=figures.get("MemAvailable"),
-            swap_free_kib=figures.get("SwapFree"),
+            swap_free_kib=free_kib,
             hugetlb_kib=figures.get("Hugetlb"),
+            swapped_kib=None if swapped_kib is None else max(swapped_kib, 0),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error

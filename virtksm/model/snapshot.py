@@ -68,7 +68,7 @@ IDLE = Settings(pages_to_scan=0, sleep_millisecs=IDLE_SLEEP_MS)
 LIBVIRT_COUNTERS = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
 """libvirt tells them, as shm_NAME; other files of KSM's, and counters of /proc/vmstat, are read where local alone."""
 LOCAL_COUNTERS = ("run", "pages_scanned", "pages_skipped", "ksm_zero_pages", "redhat_only_zero_pages")
-VM_COUNTERS = ("cow_ksm", "thp_fault_alloc", "thp_split_page", "thp_underused_split_page")
+VM_COUNTERS = ("cow_ksm", "thp_fault_alloc", "thp_split_page", "thp_underused_split_page", "pswpout", "zswpout")
 
 
 class KsmState(NamedTuple):
@@ -80,8 +80,9 @@ class KsmState(NamedTuple):
     `pages_scanned` counts visits (Linux 6.6), `pages_skipped` what smart_scan left out (6.7), `ksm_zero_pages` pages
     merged into the zero page (6.6), `cow_ksm` COW breaks since boot (5.19), `thp_fault_alloc` huge pages that appeared
     whole, `thp_split_page` those that were split, as ksmd does to merge a part of one (4.5), `thp_underused_split_page`
-    those that reclaim split for their zero pages (6.12). The other counters change only when ksmd next scans the page,
-    so COW breaks and exited guests show late. With `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
+    those that reclaim split for their zero pages (6.12), `pswpout` pages written to swap and `zswpout` those that zswap
+    took. The other counters change only when ksmd next scans the page, so COW breaks and exited guests show late. With
+    `redhat_only_zero_pages` (RHEL 9.9) nothing else merges.
 
     `freed_kib` is what huge pages gave back when they were split, by estimate (tuning/freed.py).
 
@@ -105,6 +106,8 @@ class KsmState(NamedTuple):
     thp_fault_alloc: int | None = None
     thp_split_page: int | None = None
     thp_underused_split_page: int | None = None
+    pswpout: int | None = None
+    zswpout: int | None = None
     page_kib: int = 4
     huge_page_kib: int = 2048
     freed_kib: int | None = None
@@ -176,6 +179,7 @@ class HostMemory(NamedTuple):
     what a control group allows all guests together, and `limit_left_kib` what it still lets them take. `swap_left_kib`
     is what of the free swap is not memory itself (zram), and that group may have. `commit_left_kib` is what the kernel
     still promises to programs, merged or not, where it promises no more than it has (vm.overcommit_memory = 2).
+    `swapped_kib` is in swap, and not in memory besides.
     """
 
     total_kib: int
@@ -190,6 +194,7 @@ class HostMemory(NamedTuple):
     limit_left_kib: int | None = None
     swap_left_kib: int | None = None
     commit_left_kib: int | None = None
+    swapped_kib: int | None = None
 
     @property
     def usable_kib(self) -> int:

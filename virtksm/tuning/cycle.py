@@ -37,8 +37,14 @@ from virtksm.tuning.sense import GuestNotes, sense, sense_settings, with_bound, 
 from virtksm.values import replace
 
 SENSE_S, SENSE_GUEST_S = 2.0, 0.01
-"""In a full scan a timer's pass senses guests and the host again after so long, and so much a guest: 500 take 20 ms
-(measured)."""
+"""In a full scan a timer's or a balloon's pass senses guests and the host again after so long, and so much a guest: 500
+take 20 ms (measured)."""
+
+TICKS = frozenset({Trigger.TIMER, Trigger.BALLOON})
+"""Triggers that tell of no guest's start or end: hundreds of guests' balloons may change four times a second."""
+IN_VAIN_S = 20.0
+"""Between two passes as long as another program or a refusal keeps pages_to_scan from being set: no batch ends
+(chosen)."""
 
 
 class Tenure:
@@ -119,6 +125,8 @@ class Cycle(NamedTuple, Generic[State]):
                 self.tenure.is_scanning = bool(after.pages_to_scan)
                 self.tenure.decided = asked.policy_state, left
             ended_s = self.clock()
+        if not (dry_run or self.policy.only_observes) and after.pages_to_scan != target.pages_to_scan:
+            decision = _put_off(decision)
         return PassReport(
             uri=self.hypervisor.uri,
             policy=self.policy.name,
@@ -200,7 +208,7 @@ class Cycle(NamedTuple, Generic[State]):
     ) -> tuple[Snapshot, Freed | None]:
         """Sense, but what changes slowly only now and then while a full scan goes on; return what is freed, too."""
         tenure, known = self.tenure, self.tenure.sensed
-        is_tick = triggers.kinds == {Trigger.TIMER} and tenure.is_scanning and not is_off
+        is_tick = triggers.kinds <= TICKS and tenure.is_scanning and not is_off
         if known is not None:
             sense_s = max(SENSE_S, SENSE_GUEST_S * len(known.guests))
             if not (is_tick and 0 <= now_s - known.taken_s < sense_s):
@@ -322,3 +330,8 @@ class Cycle(NamedTuple, Generic[State]):
         if len(calls) < len(wanted):
             return Outcome.HELD
         return Outcome.APPLIED if calls else Outcome.UNCHANGED
+
+
+def _put_off(decision: Decision) -> Decision:
+    next_pass_s = decision.next_pass_s
+    return decision if next_pass_s is None else replace(decision, next_pass_s=max(next_pass_s, IN_VAIN_S))

@@ -8,7 +8,7 @@ falls for other reasons, too. So from one pass to the next:
    scanned (thp_split_page), less those that reclaim split because they were underused (thp_underused_split_page, which
    is as old as the mapping: a kernel without it frees nothing so).
 2. Less the pages that merged into the zero page (ksm_zero_pages), as these are no longer resident either, and what swap
-   has taken.
+   has taken (pswpout, zswpout; of what other memory has come back meanwhile, swap's free space tells nothing).
 3. What a guest grows by takes back its own first: it may write there again, page by page. Whole huge pages
    (thp_fault_alloc) are new memory, as far as the guest has never had so much before.
 4. A guest that stops takes its own along. One whose memory cannot be read keeps it.
@@ -43,6 +43,8 @@ class Freed(NamedTuple):
     huge_faults: int | None = None
     max_kib: Mapping[str, int] = EMPTY
     """The most that each guest ever had: resident, and freed."""
+    swapped_kib: int | None = None
+    """All that swap has ever taken."""
 
 
 def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
@@ -65,6 +67,7 @@ def count_freed(snapshot: Snapshot, before: Freed | None) -> Freed | None:
             if guest.rss_kib is not None or guest.key in kept_kib
         },
         huge_faults=ksm.thp_fault_alloc,
+        swapped_kib=None if ksm.pswpout is None else ksm.kib(ksm.pswpout + (ksm.zswpout or 0)),
     )
     if before is None:
         return replace(now, max_kib=now.rss_kib)
@@ -104,6 +107,8 @@ def _freed_kib(fallen_kib: int, before: Freed, now: Freed, huge_page_kib: int) -
     swapped_kib = 0
     if before.swap_free_kib is not None and now.swap_free_kib is not None:
         swapped_kib = max(before.swap_free_kib - now.swap_free_kib, 0)
+    if before.swapped_kib is not None and now.swapped_kib is not None:
+        swapped_kib = max(now.swapped_kib - before.swapped_kib, swapped_kib)
     zero_kib = max(now.zero_kib - before.zero_kib, 0)
     split_kib = max(now.huge_pages_split - before.huge_pages_split, 0) * huge_page_kib
     return min(fallen_kib - zero_kib - swapped_kib, split_kib)

@@ -30,7 +30,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Decision, Number, Reason, Triggers
 from virtksm.model.snapshot import IDLE, Settings, Snapshot, Source
 from virtksm.policy.adaptive.backlog import account
-from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, UNSEEN, add, known_kib, total_kib
+from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, UNSEEN, add, knows_of_none, total_kib
 from virtksm.policy.adaptive.engage import Need, judge_need
 from virtksm.policy.adaptive.full_scans import (
     begin_full_scan,
@@ -277,7 +277,7 @@ def backlog_text(backlog: Backlog) -> str:
 
 def idle_text(snapshot: Snapshot, state: AdaptiveState) -> str:
     """Say that there is no backlog, and of how much memory; of other processes', too, where there is any."""
-    if known_kib(snapshot) == 0:
+    if knows_of_none(snapshot):
         return "no backlog, and KSM knows of no page that may merge, ksmd idle"
     other_kib = state.guests_kib.get(OTHER_PROCESSES, 0)
     others = f", {format_kib(other_kib)} of it of other processes" if other_kib else ""

@@ -56,7 +56,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     )
     all_kib = {**kept_kib, **guests_kib}
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
-    stopped_kib = sum(kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable)
+    stopped = {key: kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable}
+    stopped_kib = sum(stopped.values())
     has_changed = bool(grown_kib.keys() - {OTHER_PROCESSES} or stopped_kib)
 
     here = [one for one in _gather(before.settling, appeared, settle_s / STEPS) if one.key in all_kib]
@@ -104,8 +105,8 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
             settling=settling,
             new={key: min(kib, all_kib[key]) for key, kib in new_kib.items() if kib > 0 and key in all_kib},
             scanned_once={} if is_unmerged else _within(before.scanned_once, all_kib),
-            exited_kib=min(before.exited_kib + stopped_kib, known_kib(snapshot)),
-            waited_kib_s=before.waited_kib_s + waiting_kib * waited_s,
+            exited_kib=min(before.exited_kib + _seen_kib(before, stopped), known_kib(snapshot)),
+            waited_kib_s=_without_gone(before.waited_kib_s + waiting_kib * waited_s, before, all_kib),
             exited_kib_s=before.exited_kib_s + before.exited_kib * waited_s,
             changed=changed,
             changed_kib_s=before.changed_kib_s + (before.changed_kib + sum(changed.values())) / 2 * waited_s,
@@ -120,6 +121,18 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
 def _without_own(kib: int, before_kib: int) -> int:
     """Return what a guest holds, as before where it has grown by next to nothing, until that adds up."""
     return before_kib if before_kib < kib < before_kib + OWN_KIB else kib
+
+
+def _seen_kib(before: Backlog, stopped: Mapping[str, int]) -> int:
+    """Return what KSM has seen of guests that have stopped: nothing of what was settling or new."""
+    new_kib = sum(before.new.get(key, 0) for key in stopped)
+    return max(sum(stopped.values()) - new_kib - sum(one.kib for one in before.settling if one.key in stopped), 0)
+
+
+def _without_gone(waited_kib_s: float, before: Backlog, here: Collection[str]) -> float:
+    """Return how long what is there still has waited, by its share of what was new: what is gone has in vain."""
+    gone_kib = sum(kib for key, kib in before.new.items() if key not in here)
+    return waited_kib_s * (1 - gone_kib / max(before.new_kib, 1))
 
 
 def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 
-from virtksm.model.snapshot import Snapshot
+from virtksm.model.snapshot import Snapshot, Source
 from virtksm.policy.adaptive.state import AdaptiveState
 
 OTHER_PROCESSES = "other_processes"
@@ -27,6 +27,8 @@ BLIND_S = 24 * 3600.0
 """Unmeasured memory changes once in so long (chosen)."""
 QUIET_S = 7 * BLIND_S
 """Measured memory changes at least once in so long: below 1 MiB a second only disk reads are told (chosen)."""
+OWN_PAGES = 2
+"""Zero pages of the agent's own that may merge (kernel: one alone has no twin)."""
 UNSEEN_SHARE = 1 / 64
 """Unseen other processes hold this share of memory (chosen)."""
 
@@ -108,3 +110,8 @@ def known_kib(snapshot: Snapshot) -> int:
     ksm = snapshot.ksm
     known = (ksm.pages_shared, ksm.pages_sharing, ksm.pages_unshared, ksm.pages_volatile)
     return ksm.kib(sum(pages or 0 for pages in known))
+
+
+def knows_of_none(snapshot: Snapshot) -> bool:
+    """Tell whether KSM knows of no page but the agent's own."""
+    return known_kib(snapshot) <= snapshot.ksm.kib(OWN_PAGES if snapshot.source is Source.LOCAL else 0)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
-from virtksm.policy.adaptive.changes import add, known_kib, total_kib
+from virtksm.policy.adaptive.changes import OWN_PAGES, add, known_kib, knows_of_none, total_kib
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
@@ -152,7 +152,8 @@ def feed(
     pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
-    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
+    granted_s = 0.0 if current.fed is None else granted_until_s(current, now, share)
+    fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0, granted_s=granted_s)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
     else:  # the full scan may end before the batch does
@@ -160,6 +161,13 @@ def feed(
         pass_s = seconds_to_pass(min(pages, left) * cost_s)
     state = replace(state, scans=replace(state.scans, current=fed, fed=None))
     return Settings(pages_to_scan=pages, sleep_millisecs=grant), pass_s, state
+
+
+def granted_until_s(current: FullScan, now: Meter, share: float) -> float:
+    """Return the CPU time that ksmd was granted since a full scan began: without passes it takes a batch a minute."""
+    since = current.fed or current.began
+    unseen, left_s = divmod(max(now.taken_s - since.taken_s, 0.0), FED_SLEEPS_MS[0] / 1000)
+    return current.granted_s + share * (unseen * BATCH_S + min(left_s, BATCH_S))
 
 
 def seconds_to_pay_back(fed: Meter | None, now: Meter, share: float) -> float:
@@ -235,8 +243,17 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
 
 
 def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether a full scan is over."""
-    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans
+    """Tell whether a full scan is over, which has met other pages than the agent's own."""
+    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans and not has_met_own_alone(snapshot, current)
+
+
+def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
+    """Tell whether full scans have ended in which ksmd has met the agent's own pages and no others."""
+    if known_kib(snapshot) == 0 or not knows_of_none(snapshot):
+        return False
+    began, now = current.began, read_meter(snapshot)
+    ended, scanned_pages = now.full_scans - began.full_scans, _difference(began.pages_scanned, now.pages_scanned) or 0
+    return ended > 0 and scanned_pages <= OWN_PAGES * (ended + 1)
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
@@ -254,7 +271,8 @@ def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
     """
     now, began = read_meter(snapshot), current.began
     scanned = _difference(began.pages_scanned, now.pages_scanned)
-    if current.fed is None or scanned or now.full_scans != began.full_scans or known_kib(snapshot):
+    has_met_any = scanned or now.full_scans != began.full_scans or known_kib(snapshot)
+    if current.fed is None or (has_met_any and not has_met_own_alone(snapshot, current)):
         return False
     return now.taken_s - began.taken_s - (_used_s(began, now) or 0.0) >= BATCH_S
 
@@ -289,20 +307,23 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
 
     One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
 
-    Where ksmd's CPU time is unknown, it has used its `share` of a core, as the budget has it.
+    Where ksmd's CPU time is unknown, it has used what it was granted: its `share` of a core in each batch.
     """
     began, now = ended.began, read_meter(snapshot)
     scans, learned, once = state.scans, state.learned, state.backlog.scanned_once
     memory_kib, once_kib = total_kib(snapshot, state), state.backlog.scanned_once_kib
     used_s = _used_s(began, now)
-    cost_s = (max(now.taken_s - began.taken_s, 0.0) * share if used_s is None else used_s) / ended.times
+    cost_s = (granted_until_s(ended, now, share) if used_s is None else used_s) / ended.times
     had_kib = snapshot.ksm.kib(began.pages_sharing + _lost_pages(began, now)) + began.unmapped_kib
     net_kib = snapshot.ksm.kib(now.pages_sharing) + now.unmapped_kib - had_kib
     is_second = scans.pair_left <= 1
     pair = once if is_second else ended.scanning
-    expected_kib = int(expect(snapshot, state).merging_kib(pair)) - scans.merged_kib
+    shares = expect(snapshot, state)
+    expected_kib = int(shares.merging_kib(pair)) - scans.merged_kib
+    others_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
-    net_kib = min(max(net_kib, expected_kib), net_kib + min(ended.taken_along_kib, had_kib))
+    taken_along_kib = min(ended.taken_along_kib, max(had_kib - others_kib, 0))
+    net_kib = min(max(net_kib, expected_kib), net_kib + taken_along_kib)
     merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
     left_kib = max(once_kib - merged_kib, 0)

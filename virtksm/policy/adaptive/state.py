@@ -53,6 +53,8 @@ class FullScan(NamedTuple):
     """What the last pass has seen of that batch: ksmd's CPU time tells when it is over, where pages are not counted."""
     scanned_pages: int = 0
     """What the batches before that one have scanned, where it is known."""
+    granted_s: float = 0.0
+    """The CPU time that they were granted by the budget."""
 
     @property
     def scanning_kib(self) -> int:

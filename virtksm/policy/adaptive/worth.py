@@ -12,7 +12,17 @@ from math import inf, sqrt
 from typing import NamedTuple
 
 from virtksm.model.snapshot import IMAGE, Snapshot
-from virtksm.policy.adaptive.changes import CHANGED, OF_NONE, REWRITTEN, UNSEEN, add, changing, total_kib, unseen_of_kib
+from virtksm.policy.adaptive.changes import (
+    CHANGED,
+    OF_NONE,
+    REWRITTEN,
+    UNSEEN,
+    add,
+    changing,
+    lone_share,
+    total_kib,
+    unseen_of_kib,
+)
 from virtksm.policy.adaptive.engage import Need
 from virtksm.policy.adaptive.growth import Growth, judge_growth, seconds_coming
 from virtksm.policy.adaptive.state import AdaptiveState, Backlog, Learned, Ratio
@@ -29,11 +39,13 @@ PRESSING = 9.0
 SETTLED_WAIT_S = 4.0
 """A settled backlog's wait on average (chosen)."""
 FIRST_MERGE_RATIO = 0.5
-"""The merge ratio before any is learned; KSM's wrong figures of what has exited are worth as much (chosen)."""
+"""The merge ratio before any is learned (chosen)."""
 FIRST_CHANGED_RATIO = 0.2
 """The same of changed memory (chosen)."""
 MIN_MERGE_RATIO = 0.05
 """The least expected of a backlog that has twins elsewhere, so that it is scanned and learned from (chosen)."""
+BOOKKEEPING = 1 / 64
+"""The share of exited memory that KSM holds until it forgets that (kernel: an rmap_item a page)."""
 MIN_SHARE = 1 / 1024
 """The least learned of any memory, so that it can rise again (chosen)."""
 OLDER = 0.5
@@ -68,8 +80,10 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     ratio, _ = expect_of_backlog(shares, backlog)
     changed_gain_kib = shares.gain_kib(backlog.changed)
     more_gain_kib_per_s = shares.gain_kib(more_kib_per_s)
-    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * FIRST_MERGE_RATIO
-    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * FIRST_MERGE_RATIO
+    # Of exited memory KSM counts as much as merged as it does of all.
+    exited_ratio = max(1 - lone_share(snapshot, state), BOOKKEEPING)
+    due_gain_kib = (backlog.due_kib - backlog.exited_kib) * ratio + backlog.exited_kib * exited_ratio
+    waited_gain_kib_s = backlog.waited_kib_s * ratio + backlog.exited_kib_s * exited_ratio
 
     price = PRICES[growth]
     price += (PRICES[Growth.SETTLED] - price) * need.pressure
@@ -134,13 +148,16 @@ class Shares(NamedTuple):
     saving: float
     least: float
 
+    def known(self, key: str) -> Ratio | None:
+        """Return what was learned of a key's memory, else of its image's."""
+        return ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
+
     def of(self, key: str) -> Ratio:
         """Return what is expected of a key's memory.
 
         Of merged pages that were written to, as much merges as saves.
         """
-        known = ratio_of(self.learned, key if key in self.learned.ratios else self.images.get(key, ""))
-        if known is not None:
+        if (known := self.known(key)) is not None:
             return known
         if not key.startswith(CHANGED):
             return Ratio(FIRST_MERGE_RATIO, 0.0)
@@ -155,6 +172,11 @@ class Shares(NamedTuple):
     def gain_kib(self, kib_by_key: Mapping[str, float]) -> float:
         """Return how much of this memory is expected to merge and to last."""
         return sum(kib * self.of(key).share for key, kib in kib_by_key.items() if kib)
+
+    def held_kib(self, kib_by_key: Mapping[str, float]) -> float:
+        """Return how much of this memory has merged and lasted, as far as it was learned."""
+        known = ((self.known(key), kib) for key, kib in kib_by_key.items())
+        return sum(kib * one.share for one, kib in known if one is not None and kib > 0)
 
     def ratio(self, kib_by_key: Mapping[str, float], of_none: str = "") -> float:
         """Return what share of it that is; where there is none, that of the key `of_none`."""
