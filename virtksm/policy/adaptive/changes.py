@@ -1,4 +1,4 @@
-"""Rule 3 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
+"""Rule 2 of the adaptive law, its second half: memory that may have changed in place, where no count tells.
 
 How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, or is too slow for that,
 assumed; how much of it merges is learned by what full scans find (`worth`). Pure.

@@ -1,4 +1,4 @@
-"""Rules 2, 6 and 7 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
+"""Rules 2, 4 and 5 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
 
 ksmd is fed in batches: pages_to_scan is what the CPU budget allows for three seconds, and sleep_millisecs is a minute,
 which a changed value cuts short. So every change of it grants one batch, and without passes (the agent or libvirt gone)
@@ -128,7 +128,7 @@ def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> fl
 def feed(
     snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float
 ) -> tuple[Settings, float, AdaptiveState]:
-    """Grant the next batch (rule 7): return the settings, when to have the next pass, and the state.
+    """Grant the next batch (rule 5): return the settings, when to have the next pass, and the state.
 
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests cause
     in between grant none beyond the budget.
@@ -240,14 +240,14 @@ def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
-    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7): KSM off unseen, or starved."""
+    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 5): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * page_cost_s(snapshot, state))
     return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
 
 
 def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether no memory may merge (rule 7): KSM knows of no page once ksmd has rested for the time of a batch.
+    """Tell whether no memory may merge (rule 5): KSM knows of no page once ksmd has rested for the time of a batch.
 
     A ksmd that works may still be on its way to its first page. From the beginning on: a batch that meets no page is
     over at once, and the next follows.
@@ -287,7 +287,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
-    One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
+    One more follows if it is worth it (rule 4): what ksmd left in neither tree may have twins.
 
     Where ksmd's CPU time is unknown, it has used its `share` of a core, as the budget has it.
     """

@@ -1,4 +1,4 @@
-"""Rule 8 of the adaptive law: a guest that keeps rewriting what merges is named, and is to be out of KSM for a day.
+"""Rule 6 of the adaptive law: a guest that keeps rewriting what merges is named, and is to be out of KSM for a day.
 
 After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.

@@ -1,4 +1,4 @@
-"""Rules 4 and 5 of the adaptive law: a full scan begins when what it is expected to gain is worth what it costs. Pure.
+"""Rules 3 and 4 of the adaptive law: a full scan begins when what it is expected to gain is worth what it costs. Pure.
 
 What it gains is the memory that will have merged, times the seconds since it could have: KiB times seconds. What share
 of the backlog merges, and lasts, is learned from the full scans before.
