@@ -17,10 +17,11 @@ from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, b
 from virtksm.policy.adaptive.backlog import STEPS
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
+from virtksm.policy.adaptive.full_scans import BATCH_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
 from virtksm.policy.adaptive.quantities import with_one_guest
 from virtksm.policy.adaptive.state import (
+    DEFAULT_COST_S_PER_KIB,
     AdaptiveState,
     Appeared,
     Arrivals,
@@ -952,7 +953,7 @@ def test_5_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_
     for percent, scanned, cpu_s, pages in (
         (10, 100_000, 0.5, 200_000 * BATCH_S / 10),
         (100, 100_000, 0.5, 200_000 * BATCH_S),
-        (100, 400_000, 0.1, BATCH_S / CAUTIOUS_COST_S_PER_KIB / 4),
+        (100, 400_000, 0.1, BATCH_S / (DEFAULT_COST_S_PER_KIB / 2) / 4),
     ):
         policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=percent))
         measured = (snap(at_s, BOTH, pages_scanned=scanned, ksmd_cpu_seconds=cpu_s) for at_s in (20, 20.25))

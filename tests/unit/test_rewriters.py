@@ -10,8 +10,9 @@ from tests.unit.test_policy_adaptive import GIB, TIMER, having_scanned, scans, s
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import MergedReading, Snapshot
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.changes import BLIND_S
 from virtksm.policy.adaptive.full_scans import begin_full_scan
-from virtksm.policy.adaptive.rewriters import OUT_S, REPEATS, wants_merged, watch
+from virtksm.policy.adaptive.rewriters import REPEATS, wants_merged, watch
 from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
 from virtksm.policy.observe import ObservePolicy
 from virtksm.values import replace
@@ -138,7 +139,7 @@ def test_6_no_rest_counts_twice_and_one_that_no_pass_has_seen_is_none() -> None:
 def test_6_it_is_out_for_a_day_and_then_watched_anew() -> None:
     state = after_rests([LOST] * REPEATS)
     (end_s,) = state.rewriters.values()
-    assert end_s == REPEATS * EVERY_S + 61 + OUT_S
+    assert end_s == REPEATS * EVERY_S + 61 + BLIND_S
     assert state.watched == {}
     state = resting(end_s - 100, state)
     state = watch(snapshot_of(LOST, end_s - 100), state, is_wanted=True)

@@ -255,7 +255,7 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     return replace(
         state,
         backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
-        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.last_fed),
     )
 
 

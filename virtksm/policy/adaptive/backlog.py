@@ -125,7 +125,7 @@ def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmer
     """Return the full scans without what has stopped or was unmerged; none is under way where ksmd has begun anew."""
     scans, current = state.scans, state.scans.current
     if _has_begun_anew(snapshot, scans):
-        return Scans(fed=scans.fed if current is None else current.fed or scans.fed)
+        return Scans(fed=scans.last_fed)
     if current is not None:
         taken_along_kib = current.taken_along_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
         if stopped_kib:

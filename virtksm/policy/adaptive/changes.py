@@ -24,7 +24,7 @@ REWRITTEN = CHANGED + "rewritten"
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
-"""Unmeasured memory changes once in so long (chosen)."""
+"""Unmeasured memory changes once in so long, so a rewriter is out for as long (chosen)."""
 QUIET_S = 7 * BLIND_S
 """Measured memory changes at least once in so long: below 1 MiB a second only disk reads are told (chosen)."""
 UNSEEN_SHARE = 1 / 64

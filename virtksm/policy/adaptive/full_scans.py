@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
 from virtksm.policy.adaptive.changes import add, known_kib, total_kib
-from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.state import DEFAULT_COST_S_PER_KIB, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
@@ -29,9 +29,7 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
-CAUTIOUS_COST_S_PER_KIB = 3.5e-6 / 4
-"""The least cost in sizing a batch (measured, a page of 4 KiB: 0.3-7 microseconds)."""
+"""A batch's time, at most twice that if its pages cost more than the last: `echo 0 > run` waits for it (chosen)."""
 MAX_HOST_PERCENT = 25
 """max_cpu_percent by default, of each CPU; of four if unknown (reported: a core for ksmd stalls guests)."""
 SLACK_S = 0.02
@@ -145,11 +143,11 @@ def feed(
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
     wait_s = progress.pass_s
     if progress.is_over:
-        wait_s = seconds_to_pay_back(current.fed or state.scans.fed, now, share)
+        wait_s = seconds_to_pay_back(state.scans.last_fed, now, share)
     if wait_s > 0:
         settings = Settings(pages_to_scan=current.batch_pages or min_pages, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
-    pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
+    pages = int(share * BATCH_S / max(cost_s, DEFAULT_COST_S_PER_KIB * page_kib / 2))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
     fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0)
@@ -325,7 +323,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
         if known is not None:
             per_kib = max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on))
         learned = replace(learned, full_scan_cost_s_per_kib=per_kib)
-    fed = ended.fed or scans.fed
+    fed = scans.last_fed
     has_gone_on = fed is not None and now.taken_s - fed.taken_s > FED_SLEEPS_MS[0] / 1000  # another batch, unseen
     is_elsewhere = has_gone_on or is_scanned_by_another(snapshot, state)
     stays = once if goes_on or (scans.is_check and not is_second) else {}
