@@ -41,8 +41,6 @@ MIN_BATCH_KIB = 4000
 MIN_STILL_S = 0.1
 """A batch is over when ksmd stands still for ten ticks (kernel: USER_HZ)."""
 
-MIN_PAGE_COST_S = 2e-7
-"""The least cost of a page (chosen)."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans until equal pages have met, if ever (kernel: skip_age)."""
 MIN_COST_SHARE = 0.25
@@ -137,7 +135,7 @@ def feed(
     if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
         current = replace(current, seen=now)
     if progress.cpu_s and progress.counted_pages >= min_pages:
-        cost_s = max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S)
+        cost_s = progress.cpu_s / progress.counted_pages
     state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
@@ -228,7 +226,8 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
     if current.fed is None:
         return 0
     progress = read_progress(current, now, cost_s)
-    estimate = min(int((progress.cpu_s or 0.0) / cost_s), current.batch_pages)
+    used_s, pages = progress.cpu_s or 0.0, current.batch_pages
+    estimate = int(used_s / cost_s) if used_s < pages * cost_s else pages
     return current.scanned_pages + (progress.counted_pages or estimate)
 
 
