@@ -37,7 +37,6 @@ from virtksm.policy.adaptive.full_scans import (
     cpu_share,
     end_full_scan,
     feed,
-    has_ended,
     is_empty,
     is_scanned_by_another,
     page_cost_s,
@@ -104,7 +103,7 @@ class AdaptivePolicy:
             return self._idle(snapshot, stand_down(state), need, "disengaged", need.why)
         current = state.scans.current
         if current is not None:
-            if not has_ended(snapshot, current):
+            if (snapshot.ksm.full_scans or 0) < current.ends_at_full_scans:
                 return self._scan(snapshot, state, current, need)
             share = cpu_share(snapshot, self.params, need.pressure)
             state = end_full_scan(snapshot, state, current, share)

@@ -231,11 +231,6 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
     return current.scanned_pages + (progress.counted_pages or estimate)
 
 
-def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether a full scan is over."""
-    return (snapshot.ksm.full_scans or 0) >= current.ends_at_full_scans
-
-
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
     """Return how much longer ksmd may take, below 0 if it makes no progress (rule 5): KSM off unseen, or starved."""
     pages = total_kib(snapshot, state) / snapshot.ksm.page_kib

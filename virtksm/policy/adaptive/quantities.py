@@ -52,20 +52,15 @@ def find_quantities(
         yield "full_scans", ksm.full_scans, (ksm.full_scans + 1, ksm.full_scans + 2), counted
     if AFTER.get(rule, rule) == "idle" and not state.backlog.settling:  # as if what guests take had settled
         at_once = type(policy)(replace(policy.params, settle_s=0))
-        grown = asking(at_once, lambda kib: with_guests(snapshot, *snapshot.guests, replace(more, rss_kib=kib)))
+        grown = asking(at_once, lambda kib: replace(snapshot, guests=(*snapshot.guests, replace(more, rss_kib=kib))))
         yield GROWTH_KIB, 0, (2**10, 2**15, 2**20, usable_kib), grown
     if policy.params.engage in ("auto", "short"):
         freed = asking(policy, lambda kib: with_available(snapshot, kib))
         yield "available_kib", available_of_kib(snapshot), (usable_kib if is_engaged else 0,), freed
     if policy.params.engage == "auto":
         full = [replace(guest, max_kib=None) for guest in snapshot.guests]
-        allowed = asking(policy, lambda kib: with_guests(snapshot, *full, replace(more, max_kib=kib - held_kib)))
+        allowed = asking(policy, lambda kib: replace(snapshot, guests=(*full, replace(more, max_kib=kib - held_kib))))
         yield "potential_kib", potential_of_kib(snapshot), (held_kib if is_engaged else usable_kib + 1,), allowed
-
-
-def with_guests(snapshot: Snapshot, *guests: Guest) -> Snapshot:
-    """Return the same host with these guests."""
-    return replace(snapshot, guests=guests)
 
 
 def name_change(rule: str, state: AdaptiveState, decision: Decision, after: AdaptiveState) -> str:
