@@ -320,9 +320,9 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     pair = once if is_second else ended.scanning
     shares = expect(snapshot, state)
     expected_kib = int(shares.merging_kib(pair)) - scans.merged_kib
-    others_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
+    staying_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
-    taken_along_kib = min(ended.taken_along_kib, max(had_kib - others_kib, 0))
+    taken_along_kib = min(ended.taken_along_kib, max(had_kib - staying_kib, 0))
     net_kib = min(max(net_kib, expected_kib), net_kib + taken_along_kib)
     merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
