@@ -1028,6 +1028,14 @@ def test_7_a_full_scan_within_a_small_budget_takes_its_time() -> None:
         assert decide_all(policy, snap(at_s, BOTH, pages_volatile=1), state=state)[0].reason.rule == rule
 
 
+@pytest.mark.parametrize(("cpu_s", "rule"), [(0.0, "stalled"), (9.0, "stalled"), (20.0, "full_scan"), (130.0, "stalled")])
+def test_7_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
+    """As beside guests that take all CPUs; a full scan of 2 GiB is taken to cost 4 s."""
+    _, state = in_full_scan()
+    seen = snap(1010, BOTH, pages_volatile=1, pages_scanned=1, ksmd_cpu_seconds=cpu_s)
+    assert decide_all(ALWAYS, seen, state=state)[0].reason.rule == rule
+
+
 @pytest.mark.parametrize(("freed_kib", "new_kib"), [(0, 0), (GIB // 4, GIB // 4), (GIB // 2, GIB // 2)])
 def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
     freed_kib: int, new_kib: int

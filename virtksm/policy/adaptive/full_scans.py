@@ -57,6 +57,8 @@ NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
 """A full scan is given up after so long, and so many times its estimate (chosen)."""
+WORKING_SHARE = 0.01
+"""A ksmd that has taken this share of a core works (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -257,10 +259,16 @@ def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
-    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7): KSM off unseen, or starved."""
-    pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
+    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7), as where KSM is off unseen.
+
+    A ksmd that works, however seldom it gets a CPU, is given as much of its CPU time.
+    """
+    pages, now = total_kib(snapshot, state) / snapshot.ksm.page_kib, read_meter(snapshot)
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * page_cost_s(snapshot, state))
-    return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
+    passed_s, used_s = now.taken_s - current.began.taken_s, _used_s(current.began, now)
+    if used_s is not None and used_s > WORKING_SHARE * passed_s:
+        passed_s = used_s / share
+    return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - passed_s
 
 
 def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
