@@ -8,13 +8,16 @@ zero page, and all of its zero pages come free.
 So ksmd has to visit the agent before the guests. It visits processes in the order in which they came to be mergeable,
 but the kernel puts a new one before the one that ksmd is visiting (__ksm_enter). Where guests are older than the agent,
 as after a boot, it takes them when ksmd has just gone on to the first guest.
+
+With use_zero_pages they merge into the kernel's own zero page, which KSM passes over from then on (mm/ksm.c:
+try_to_merge_with_zero_page). Once that is off, the agent takes new ones, at its place among the processes.
 """
 
 import asyncio
 import mmap
 from contextlib import suppress
 
-from virtksm.host.proc_files import AGENT
+from virtksm.host.proc_files import AGENT, read_small
 from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import OWN_PAGES
@@ -24,10 +27,12 @@ UNDER_WAY_S = 0.02
 
 
 class ZeroPages:
-    """Holds them while they are wanted."""
+    """Holds them while they are wanted; `use_zero_pages` is KSM's file of that name."""
 
-    def __init__(self) -> None:
+    def __init__(self, use_zero_pages: str = "/sys/kernel/mm/ksm/use_zero_pages") -> None:
         self._held: mmap.mmap | None = None
+        self._use_zero_pages = use_zero_pages
+        self._may_be_kernels = False
 
     @property
     def are_held(self) -> bool:
@@ -43,6 +48,10 @@ class ZeroPages:
             self._take()
         elif not was_scanning and not decision.is_idle and self._held is None:
             asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
+        before, self._may_be_kernels = self._may_be_kernels, read_small(self._use_zero_pages) == "1\n"
+        if self._held is not None and before and not self._may_be_kernels:
+            self._drop()
+            self._take()
 
     def _take(self) -> None:
         if self._held is not None:
