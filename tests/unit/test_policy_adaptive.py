@@ -715,7 +715,7 @@ def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     [
         (3.0, [9], 3.0),
         (None, [4, 7, 9], 8 * 0.1),
-        (None, [4, 7, 11], 9 * 0.1),
+        (None, [4, 7, 11], 10 * 0.1),
         (None, [4, 7, 7 + 3600], (6 + 60 * BATCH_S) * 0.1),
         (None, [4, 104, 107], 12 * 0.1),
     ],

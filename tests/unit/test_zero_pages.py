@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 from tests.lab.samples import SCANNING, passed
 from virtksm.agent.zero_pages import ZeroPages
@@ -33,14 +32,12 @@ def test_without_memory_for_them_no_pass_fails_and_the_next_one_tries_again() ->
     assert (done.stdout, done.stderr) == ("True 2\n", "")
 
 
-def test_once_they_have_merged_into_the_kernel_s_own_and_are_not_to_any_more_they_are_taken_anew(
-    tmp_path: Path,
-) -> None:
+def test_once_they_have_merged_into_the_kernel_s_own_and_are_not_to_any_more_they_are_taken_anew() -> None:
     """KSM passes over the kernel's own zero page, so no guest's zero pages would meet a twin again."""
-    file, report = tmp_path / "use_zero_pages", passed(SCANNING)
-    pages, decision, held = ZeroPages(str(file)), replace(report.decision, wants_zero_pages=True), []
-    for value in ("0", "1", "1", "0", "0"):
-        file.write_text(f"{value}\n", encoding="ascii")
+    report, settings = passed(SCANNING), {"use_zero_pages": 0}
+    pages, decision, held = ZeroPages(settings.get), replace(report.decision, wants_zero_pages=True), []
+    for value in (0, 1, 1, 0, 0):
+        settings["use_zero_pages"] = value
         pages.follow(report.snapshot, decision)
         held.append(pages._held)
     assert [one is held[0] for one in held] == [True, True, True, False, False]

@@ -15,9 +15,11 @@ try_to_merge_with_zero_page). Once that is off, the agent takes new ones, at its
 
 import asyncio
 import mmap
+from collections.abc import Callable
 from contextlib import suppress
 
-from virtksm.host.proc_files import AGENT, read_small
+from virtksm.host.local_facts import ProcFacts
+from virtksm.host.proc_files import AGENT
 from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Snapshot
 from virtksm.policy.adaptive.changes import OWN_PAGES
@@ -27,11 +29,11 @@ UNDER_WAY_S = 0.02
 
 
 class ZeroPages:
-    """Holds them while they are wanted; `use_zero_pages` is KSM's file of that name."""
+    """Holds them while they are wanted; `read_setting` reads a file of KSM's."""
 
-    def __init__(self, use_zero_pages: str = "/sys/kernel/mm/ksm/use_zero_pages") -> None:
+    def __init__(self, read_setting: Callable[[str], int | None] | None = None) -> None:
         self._held: mmap.mmap | None = None
-        self._use_zero_pages = use_zero_pages
+        self._read_setting = read_setting or ProcFacts().ksm_counter
         self._may_be_kernels = False
 
     @property
@@ -48,7 +50,7 @@ class ZeroPages:
             self._take()
         elif not was_scanning and not decision.is_idle and self._held is None:
             asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
-        before, self._may_be_kernels = self._may_be_kernels, read_small(self._use_zero_pages) == "1\n"
+        before, self._may_be_kernels = self._may_be_kernels, self._read_setting("use_zero_pages") == 1
         if self._held is not None and before and not self._may_be_kernels:
             self._drop()
             self._take()

@@ -154,7 +154,7 @@ def feed(
     pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
-    granted_s = 0.0 if current.fed is None else granted_until_s(current, now, share)
+    granted_s = granted_until_s(current, now, share)
     fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0, granted_s=granted_s)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
@@ -167,9 +167,10 @@ def feed(
 
 def granted_until_s(current: FullScan, now: Meter, share: float) -> float:
     """Return the CPU time that ksmd was granted since a full scan began: without passes it takes a batch a minute."""
-    since = current.fed or current.began
-    unseen, left_s = divmod(max(now.taken_s - since.taken_s, 0.0), FED_SLEEPS_MS[0] / 1000)
-    return current.granted_s + share * (unseen * BATCH_S + min(left_s, BATCH_S))
+    passed_s, minute_s = max(now.taken_s - (current.fed or current.began).taken_s, 0.0), FED_SLEEPS_MS[0] / 1000
+    if passed_s > minute_s:
+        passed_s = passed_s // minute_s * BATCH_S + min(passed_s % minute_s, BATCH_S)
+    return current.granted_s + share * passed_s
 
 
 def seconds_to_pay_back(fed: Meter | None, now: Meter, share: float) -> float:
