@@ -715,7 +715,7 @@ def test_4_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     [
         (3.0, [9], 3.0),
         (None, [4, 7, 9], 8 * 0.1),
-        (None, [4, 7, 11], 9 * 0.1),
+        (None, [4, 7, 11], 10 * 0.1),
         (None, [4, 7, 7 + 3600], (6 + 60 * BATCH_S) * 0.1),
         (None, [4, 104, 107], 12 * 0.1),
     ],
@@ -1026,6 +1026,16 @@ def test_5_a_full_scan_within_a_small_budget_takes_its_time() -> None:
     _, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     for at_s, rule in ((300, "full_scan"), (1000, "stalled")):
         assert decide_all(policy, snap(at_s, BOTH, pages_volatile=1), state=state)[0].reason.rule == rule
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "rule"), [(0.0, "stalled"), (9.0, "stalled"), (20.0, "full_scan"), (130.0, "stalled")]
+)
+def test_7_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
+    """As beside guests that take all CPUs; a full scan of 2 GiB is taken to cost 4 s."""
+    _, state = in_full_scan()
+    seen = snap(1010, BOTH, pages_volatile=1, pages_scanned=1, ksmd_cpu_seconds=cpu_s)
+    assert decide_all(ALWAYS, seen, state=state)[0].reason.rule == rule
 
 
 @pytest.mark.parametrize(("freed_kib", "new_kib"), [(0, 0), (GIB // 4, GIB // 4), (GIB // 2, GIB // 2)])

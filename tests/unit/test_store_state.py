@@ -94,6 +94,13 @@ def test_a_damaged_state_says_which_file_and_what_to_do(paths: RuntimePaths, dam
         StateFile(paths, "local").load()
 
 
+@pytest.mark.parametrize("freed", [{"pages_scanned": 1}, {"a newer version's": 1}, 7])
+def test_another_version_s_estimate_is_forgotten_and_what_is_ours_in_the_kernel_is_not(freed: object) -> None:
+    """Or no pass would be made after an update, until somebody removed the file."""
+    state = parse_host_state(json.dumps({**GOOD, "freed": freed}))
+    assert (state.freed, state.ownership["pages_to_scan"].intended) == (None, 7)
+
+
 def test_each_host_has_a_state_of_its_own_that_nobody_else_may_read_or_write_and_nothing_beside(
     paths: RuntimePaths,
 ) -> None:

@@ -8,12 +8,17 @@ zero page, and all of its zero pages come free.
 So ksmd has to visit the agent before the guests. It visits processes in the order in which they came to be mergeable,
 but the kernel puts a new one before the one that ksmd is visiting (__ksm_enter). Where guests are older than the agent,
 as after a boot, it takes them when ksmd has just gone on to the first guest.
+
+With use_zero_pages they merge into the kernel's own zero page, which KSM passes over from then on (mm/ksm.c:
+try_to_merge_with_zero_page). Once that is off, the agent takes new ones, at its place among the processes.
 """
 
 import asyncio
 import mmap
+from collections.abc import Callable
 from contextlib import suppress
 
+from virtksm.host.local_facts import ProcFacts
 from virtksm.host.proc_files import AGENT
 from virtksm.model.decision import Decision
 from virtksm.model.snapshot import Snapshot
@@ -24,10 +29,12 @@ UNDER_WAY_S = 0.02
 
 
 class ZeroPages:
-    """Holds them while they are wanted."""
+    """Holds them while they are wanted; `read_setting` reads a file of KSM's."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_setting: Callable[[str], int | None] | None = None) -> None:
         self._held: mmap.mmap | None = None
+        self._read_setting = read_setting or ProcFacts().ksm_counter
+        self._may_be_kernels = False
 
     @property
     def are_held(self) -> bool:
@@ -43,6 +50,10 @@ class ZeroPages:
             self._take()
         elif not was_scanning and not decision.is_idle and self._held is None:
             asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
+        before, self._may_be_kernels = self._may_be_kernels, self._read_setting("use_zero_pages") == 1
+        if self._held is not None and before and not self._may_be_kernels:
+            self._drop()
+            self._take()
 
     def _take(self) -> None:
         if self._held is not None:

@@ -130,8 +130,8 @@ def _seen_kib(before: Backlog, stopped: Mapping[str, int]) -> int:
 
 def _without_gone(waited_kib_s: float, before: Backlog, here: Collection[str]) -> float:
     """Return how long what is there still has waited, by its share of what was new: what is gone has in vain."""
-    stopped_kib = sum(kib for key, kib in before.new.items() if key not in here)
-    return waited_kib_s * (1 - stopped_kib / max(before.new_kib, 1))
+    exited_kib = sum(kib for key, kib in before.new.items() if key not in here)
+    return waited_kib_s * (1 - exited_kib / max(before.new_kib, 1))
 
 
 def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:

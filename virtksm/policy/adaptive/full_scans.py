@@ -53,6 +53,8 @@ NEWEST = 0.3
 """Weight of a cheaper full scan in the next estimate; others count in full (chosen)."""
 STALLED_S, STALLED_ESTIMATES = 120.0, 10.0
 """A full scan is given up after so long, and so many times its estimate (chosen)."""
+WORKING_SHARE = 0.01
+"""A ksmd that has taken this share of a core works (chosen)."""
 
 
 def read_meter(snapshot: Snapshot) -> Meter:
@@ -148,7 +150,7 @@ def feed(
     pages = int(share * BATCH_S / max(cost_s, DEFAULT_COST_S_PER_KIB * page_kib / 2))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
-    granted_s = 0.0 if current.fed is None else granted_until_s(current, now, share)
+    granted_s = granted_until_s(current, now, share)
     fed = replace(current, fed=now, seen=now, batch_pages=pages, scanned_pages=scanned or 0, granted_s=granted_s)
     if scanned is None:
         pass_s = BATCH_S + SLACK_S
@@ -161,9 +163,10 @@ def feed(
 
 def granted_until_s(current: FullScan, now: Meter, share: float) -> float:
     """Return the CPU time that ksmd was granted since a full scan began: without passes it takes a batch a minute."""
-    since = current.fed or current.began
-    unseen, left_s = divmod(max(now.taken_s - since.taken_s, 0.0), FED_SLEEPS_MS[0] / 1000)
-    return current.granted_s + share * (unseen * BATCH_S + min(left_s, BATCH_S))
+    passed_s, minute_s = max(now.taken_s - (current.fed or current.began).taken_s, 0.0), FED_SLEEPS_MS[0] / 1000
+    if passed_s > minute_s:
+        passed_s = passed_s // minute_s * BATCH_S + min(passed_s % minute_s, BATCH_S)
+    return current.granted_s + share * passed_s
 
 
 def seconds_to_pay_back(fed: Meter | None, now: Meter, share: float) -> float:
@@ -254,10 +257,16 @@ def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
-    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 5): KSM off unseen, or starved."""
-    pages = total_kib(snapshot, state) / snapshot.ksm.page_kib
+    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 5), as where KSM is off unseen.
+
+    A ksmd that works, however seldom it gets a CPU, is given as much of its CPU time.
+    """
+    pages, now = total_kib(snapshot, state) / snapshot.ksm.page_kib, read_meter(snapshot)
     estimate_s = max(full_scan_cost_s(snapshot, state), pages * page_cost_s(snapshot, state))
-    return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - (snapshot.taken_s - current.began.taken_s)
+    passed_s, used_s = now.taken_s - current.began.taken_s, _used_s(current.began, now)
+    if used_s is not None and used_s > WORKING_SHARE * passed_s:
+        passed_s = used_s / share
+    return max(STALLED_S, STALLED_ESTIMATES * estimate_s / share) - passed_s
 
 
 def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
@@ -317,9 +326,9 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     pair = once if is_second else ended.scanning
     shares = expect(snapshot, state)
     expected_kib = int(shares.merging_kib(pair)) - scans.merged_kib
-    rest_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
+    staying_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
-    taken_along_kib = min(ended.taken_along_kib, max(had_kib - rest_kib, 0))
+    taken_along_kib = min(ended.taken_along_kib, max(had_kib - staying_kib, 0))
     net_kib = min(max(net_kib, expected_kib), net_kib + taken_along_kib)
     merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
