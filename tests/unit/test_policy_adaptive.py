@@ -1031,7 +1031,7 @@ def test_5_a_full_scan_within_a_small_budget_takes_its_time() -> None:
 @pytest.mark.parametrize(
     ("cpu_s", "rule"), [(0.0, "stalled"), (9.0, "stalled"), (20.0, "full_scan"), (130.0, "stalled")]
 )
-def test_7_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
+def test_5_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
     """As beside guests that take all CPUs; a full scan of 2 GiB is taken to cost 4 s."""
     _, state = in_full_scan()
     seen = snap(1010, BOTH, pages_volatile=1, pages_scanned=1, ksmd_cpu_seconds=cpu_s)
