@@ -63,7 +63,7 @@ class Reasoned:
     numbers: Mapping[str, Number]
     """What the rule went by. `adaptive`: `memory_bytes`; the backlog's `settling_bytes`, `new_bytes`,
     `scanned_once_bytes`, `exited_bytes`; `waited_byte_s`, `full_scan_cost_s`, `page_cost_s`, `changed_bytes`
-    (rule 3), `merge_ratio` (expected of all memory, were it new), `expected_ratio` (of the backlog), `changed_ratio`,
+    (rule 2), `merge_ratio` (expected of all memory, were it new), `expected_ratio` (of the backlog), `changed_ratio`,
     `more_full_scans`, `pressure`; where they are sensed,
     `other_processes_bytes`, `other_processes_unread`; during a full scan `full_scan_bytes`, `scanned_bytes`
     and `full_scan_left_s`, estimated where the kernel counts no pages (before 6.6). `ksmtuned`: `total_bytes`,

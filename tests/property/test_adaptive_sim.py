@@ -405,7 +405,7 @@ def test_guests_that_cannot_merge_cost_no_scanning_and_delay_nobody() -> None:
 def test_ksmd_takes_no_more_than_a_constant_times_the_least_that_waiting_and_scanning_cost_anybody(
     gaps_s: list[float], common_mib: int, own_mib: int
 ) -> None:
-    """The ski-rental bound of rule 5, against anybody who knows the future."""
+    """The ski-rental bound of rule 4, against anybody who knows the future."""
     starts_s = [sum(gaps_s[:number]) for number in range(len(gaps_s) + 1)]
     series = Series(starts_s=starts_s, common_mib=common_mib, own_mib=own_mib)
     assert series.ksmd_s() <= CONSTANT * series.least_s()

@@ -1,4 +1,4 @@
-"""Rule 8 on any readings: nobody is named that has not lost most of what had merged, three times in a row."""
+"""Rule 6 on any readings: nobody is named that has not lost most of what had merged, three times in a row."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -17,10 +17,10 @@ from virtksm.policy.adaptive import SETTLING_WATCH_S, WATCH_S, AdaptivePolicy, b
 from virtksm.policy.adaptive.backlog import OWN_KIB, STEPS, account
 from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN, UNSEEN, total_kib
 from virtksm.policy.adaptive.engage import judge_need
-from virtksm.policy.adaptive.full_scans import BATCH_S, CAUTIOUS_COST_S_PER_KIB, FED_SLEEPS_MS, SLACK_S, begin_full_scan
+from virtksm.policy.adaptive.full_scans import BATCH_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
-from virtksm.policy.adaptive.quantities import with_one_guest
 from virtksm.policy.adaptive.state import (
+    DEFAULT_COST_S_PER_KIB,
     AdaptiveState,
     Appeared,
     Arrivals,
@@ -193,7 +193,7 @@ def test_without_ksm_switched_on_nothing_is_scanned_and_the_backlog_stays() -> N
     assert decide_all(ALWAYS, snap(101, ONE), state=state)[0].reason.rule == "full_scan"
 
 
-# Rules 2 and 3
+# Rule 2
 
 
 def test_2_a_guest_s_memory_is_backlog_while_it_runs_and_what_grows_is_more() -> None:
@@ -314,7 +314,7 @@ def test_2_where_ksm_is_to_forget_a_guest_what_has_changed_meanwhile_is_scanned_
 
 
 @OF_ANY_PAGE_SIZE
-def test_3_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(page_kib: int) -> None:
+def test_2_rewritten_pages_have_changed_but_not_those_of_a_guest_that_stopped(page_kib: int) -> None:
     for guests, cow_ksm, counted, changed_kib in (
         (BOTH, None, {}, 600 * page_kib),
         (BOTH, 7, {"cow_ksm": 107}, 100 * page_kib),
@@ -364,18 +364,18 @@ def test_2_what_is_scanned_is_not_new_again_while_ksmd_is_on_its_way_to_its_firs
         ),
     ],
 )
-def test_5_what_waits_is_told_by_what_it_is(backlog: Backlog, text: str) -> None:
+def test_4_what_waits_is_told_by_what_it_is(backlog: Backlog, text: str) -> None:
     assert backlog_text(backlog) == text
 
 
-# Rules 2 and 4 to 7
+# Rules 2 to 5
 
 
 @pytest.mark.parametrize(
     ("appeared_kib", "growth"),
     [(0, Growth.SETTLED), (GIB // 512, Growth.SETTLED), (GIB // 32, Growth.STEADY), (GIB, Growth.COMING)],
 )
-def test_5_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
+def test_4_growth_is_judged_by_what_it_would_come_to(appeared_kib: int, growth: Growth) -> None:
     """A second's growth: a burst if two minutes of it would double the memory, steady if 40 s would the backlog."""
     last, state = grown(appeared_kib)
     assert judge_growth(state, total_kib(last, state)) is growth
@@ -398,7 +398,7 @@ def filling(*rates_mib: int, old_kib: int = 0) -> Growth:
     return judge_growth(state, held_kib)
 
 
-def test_5_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
+def test_4_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
     """Measured on a busy host: 37 to 270 MiB a second, with 46 as a burst's least for what was there by then."""
     assert filling(*[270] * 8, 37, 37, 110, 37, old_kib=4 * GIB) is Growth.COMING
     assert filling(37, old_kib=6 * GIB) is not Growth.COMING, "none begins so"
@@ -413,12 +413,12 @@ def test_5_guests_that_fill_by_fits_and_starts_are_one_burst() -> None:
         ((270, 20, 20), "it has not lasted"),
     ],
 )
-def test_5_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
+def test_4_a_burst_ends_after_a_lull_or_once_little_is_left_of_it(rates_mib: tuple[int, ...], why: str) -> None:
     assert filling(*rates_mib, old_kib=4 * GIB) is not Growth.COMING, why
 
 
 @pytest.mark.parametrize(("at_s", "since_s"), [(10.3, 2.0), (5000.0, 5000.0), (1.0, 1.0)])
-def test_5_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_finds(
+def test_4_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_finds(
     at_s: float, since_s: float
 ) -> None:
     """Nor is one of before a reboot; a lull of a quarter of eight seconds would be too long for a new one."""
@@ -427,7 +427,7 @@ def test_5_a_burst_in_which_an_agent_stopped_is_not_the_one_that_its_successor_f
 
 
 @pytest.mark.parametrize(("every_s", "passes"), [(0.5, 60), (20.0, 3), (60.0, 1)])
-def test_5_the_same_growth_is_judged_the_same_however_seldom_it_is_seen(every_s: float, passes: int) -> None:
+def test_4_the_same_growth_is_judged_the_same_however_seldom_it_is_seen(every_s: float, passes: int) -> None:
     """Of 1 MiB a second beside a backlog of 1 GiB; a guest that starts has come just now."""
     backlog = Backlog(new={"a/1": GIB})
     state = having_scanned({"a": 8 * GIB}, backlog=backlog, learned=Learned(full_scan_cost_s_per_kib=1e-3))
@@ -442,7 +442,7 @@ def test_5_the_same_growth_is_judged_the_same_however_seldom_it_is_seen(every_s:
 
 
 @pytest.mark.parametrize(("source", "watch_s"), WATCH_S.items())
-def test_5_a_guest_that_grows_by_a_page_a_pass_defers_no_check_scan_and_passes_rest(
+def test_4_a_guest_that_grows_by_a_page_a_pass_defers_no_check_scan_and_passes_rest(
     source: Source, watch_s: float
 ) -> None:
     state = having_scanned({"a": 8 * GIB}, learned=Learned(full_scan_cost_s_per_kib=1e-9))
@@ -456,7 +456,7 @@ def test_5_a_guest_that_grows_by_a_page_a_pass_defers_no_check_scan_and_passes_r
     assert at_s <= LATEST_S + watch_s
 
 
-def test_5_what_settles_and_will_be_a_backlog_defers_a_check_scan_but_not_beyond_the_latest() -> None:
+def test_4_what_settles_and_will_be_a_backlog_defers_a_check_scan_but_not_beyond_the_latest() -> None:
     def wait_s(at_s: float, settling_kib: int) -> float | None:
         backlog = Backlog(settling=(Appeared(at_s, "a/1", settling_kib),), changed={CHANGED + "a/1": GIB})
         state = having_scanned(backlog=backlog, learned=Learned(full_scan_cost_s_per_kib=1e-9), taken_s=at_s)
@@ -468,7 +468,7 @@ def test_5_what_settles_and_will_be_a_backlog_defers_a_check_scan_but_not_beyond
     assert wait_s(LATEST_S, GIB // 2) == 0.0
 
 
-def test_5_a_remote_host_is_asked_again_once_what_may_be_a_backlog_has_settled() -> None:
+def test_4_a_remote_host_is_asked_again_once_what_may_be_a_backlog_has_settled() -> None:
     """Each time costs it milliseconds a guest: once a minute is enough while little appears."""
     for kib, next_s in ((GIB // 256, WATCH_S[Source.LIBVIRT]), (GIB // 254, 2.0)):
         seen = replace(snap(60, {"a": GIB + kib}, full_scans=5), source=Source.LIBVIRT)
@@ -507,7 +507,7 @@ def waits_s(share: float = FIRST_MERGE_RATIO, *, appeared_kib: int = 0) -> float
     return wait_s
 
 
-def test_5_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merged_lately() -> None:
+def test_4_growth_waits_longer_while_more_is_to_come_and_the_less_of_it_has_merged_lately() -> None:
     assert waits_s() * 4 < waits_s(appeared_kib=GIB // 32)
     series = [waits_s(share) for share in (1.0, 0.5, 0.1, 0.0)]
     assert series == sorted(series)
@@ -529,7 +529,7 @@ def after_start(merged_kib: int, image: str | None = "image-1", *, names: str = 
     return decide_all(ALWAYS, of_image(image, ended, *names), state=began)[1].learned
 
 
-def test_4_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
+def test_3_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_image_did() -> None:
     much, little = after_start(GIB * 3 // 4), after_start(GIB // 8, "image-2")
     assert [share(one, "new/1", image) for one, image in ((much, "image-1"), (little, "image-2"))] == [0.75, 0.125]
     assert share(much, "new/1", "image-2") == FIRST_MERGE_RATIO, "it tells nothing of another one"
@@ -549,7 +549,7 @@ def test_4_guests_that_start_are_expected_to_merge_as_earlier_ones_of_their_imag
     assert waits_s[0] < waits_s[1] == waits_s[2] < waits_s[3]
 
 
-def test_4_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_with_it() -> None:
+def test_3_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_with_it() -> None:
     learned = Learned(ratios={"old/1": Ratio(0.75, GIB), "image-1": Ratio(0.125, GIB)})
     state = having_scanned({"old": 16 * GIB}, learned=learned, backlog=Backlog(new={"old/1": 4 * GIB}))
     begun = of_image("image-1", snap(1, {"old": 16 * GIB, "new": GIB}, full_scans=5), "new")
@@ -562,13 +562,13 @@ def test_4_each_guest_s_backlog_is_expected_to_merge_as_its_own_did_and_goes_wit
 
 
 @pytest.mark.parametrize(("why", "image", "names"), [("it has no twins", "image-1", "n"), ("it has none", None, "an")])
-def test_4_the_first_guest_of_an_image_tells_of_itself_alone(why: str, image: str | None, names: str) -> None:
+def test_3_the_first_guest_of_an_image_tells_of_itself_alone(why: str, image: str | None, names: str) -> None:
     learned = after_start(0, image, names=names)
     assert share(learned, "new/1", "image-1") == FIRST_MERGE_RATIO, why
     assert share(learned, "n/1", "image-1") < FIRST_MERGE_RATIO
 
 
-def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
+def test_3_the_images_that_are_remembered_are_bounded_the_last_that_taught_first() -> None:
     learned = Learned()
     for number in range(3 * MAX_IMAGES):
         learned = learn(
@@ -582,12 +582,12 @@ def test_4_the_images_that_are_remembered_are_bounded_the_last_that_taught_first
 
 @OF_ANY_PAGE_SIZE
 @pytest.mark.parametrize(("merged_kib", "ratio"), [(0, MIN_SHARE), (GIB // 2, 0.5), (GIB, 1.0), (3 * GIB, 1.0)])
-def test_4_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float, page_kib: int) -> None:
+def test_3_the_merge_ratio_of_the_last_backlog_is_learnt(merged_kib: int, ratio: float, page_kib: int) -> None:
     assert share(scanned_once(merged_kib, pair_left=1, page_kib=page_kib).learned) == pytest.approx(ratio, abs=0.005)
 
 
 @OF_ANY_PAGE_SIZE
-def test_4_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
+def test_3_what_a_full_scan_merged_counts_in_memory_and_a_pair_s_first_one_teaches_nothing(page_kib: int) -> None:
     """Most of what that merges is of what it scans for the first time."""
     assert scanned_once(GIB, pair_left=1, page_kib=page_kib).learned.merged_kib == GIB
     assert share(scanned_once(GIB, pair_left=0, page_kib=page_kib).learned) == FIRST_MERGE_RATIO
@@ -611,7 +611,7 @@ def scanned_once(merged_kib: int, *, pair_left: int, page_kib: int = 4) -> Adapt
         ("b", {"pages_sharing": GIB // 64, "ksm_zero_pages": 0}, GIB // 16),
     ],
 )
-def test_4_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_that_others_do_not_merge(
+def test_3_what_a_guest_takes_along_that_stops_in_a_full_scan_does_not_teach_that_others_do_not_merge(
     stops: str, left: dict[str, float], merged_kib: int
 ) -> None:
     """A quarter of a's is expected to merge, and b held up to a GiB, of merged pages, and what zero pages it gave back.
@@ -652,19 +652,19 @@ def merged_while(goes: str, had: Mapping[str, float], left: Mapping[str, float],
     return decide_all(ALWAYS, *seen, state=began)[1].learned.merged_kib
 
 
-def test_4_what_is_unmerged_of_a_guest_in_a_full_scan_does_not_teach_that_others_do_not_merge() -> None:
+def test_3_what_is_unmerged_of_a_guest_in_a_full_scan_does_not_teach_that_others_do_not_merge() -> None:
     """Its pages leave pages_sharing, and are COW breaks, too."""
     had, left = {"pages_sharing": GIB // 4, "cow_ksm": 0}, {"pages_sharing": GIB // 32, "cow_ksm": GIB // 4}
     assert merged_while("b", had, left, can_merge=False) == GIB // 8
 
 
-def test_4_where_nothing_had_merged_a_guest_that_stops_takes_nothing_along() -> None:
+def test_3_where_nothing_had_merged_a_guest_that_stops_takes_nothing_along() -> None:
     nothing: dict[str, float] = {"pages_sharing": 0, "ksm_zero_pages": 0}
     assert merged_while("b", nothing, nothing) == 0
     assert merged_while("b", nothing, {**nothing, "pages_sharing": GIB // 32}) == GIB // 8
 
 
-def test_4_a_full_scan_in_which_all_was_unmerged_teaches_nothing_and_all_of_it_is_new() -> None:
+def test_3_a_full_scan_in_which_all_was_unmerged_teaches_nothing_and_all_of_it_is_new() -> None:
     """Between two passes; so does a boot of another machine."""
     before = having_scanned(BOTH, once_kib=GIB, scans=scans(pair_left=1))
     began = begin_full_scan(snap(1, BOTH, full_scans=5, pages_sharing=9), before)
@@ -677,7 +677,7 @@ def test_4_a_full_scan_in_which_all_was_unmerged_teaches_nothing_and_all_of_it_i
     ("page_kib", "freed_by"),
     [(4, {"freed_kib": GIB // 2}), *((kib, {"ksm_zero_pages": GIB // 2 // kib}) for kib in (4, 16, 64))],
 )
-def test_4_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
+def test_3_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and_pages_sharing_does_not_know_it(
     page_kib: int, freed_by: dict[str, float]
 ) -> None:
     """All of a guest's memory is scanned the second time, and half of it comes free."""
@@ -690,7 +690,7 @@ def test_4_what_zero_pages_free_is_gain_although_it_leaves_the_guests_memory_and
 
 
 @pytest.mark.parametrize(("cpu_s", "estimate_s"), [(4.0, 4.0), (1.0, 2.0 - 0.3)])
-def test_5_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: float, estimate_s: float) -> None:
+def test_4_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: float, estimate_s: float) -> None:
     before = having_scanned(learned=Learned(full_scan_cost_s_per_kib=2 / GIB))
     began = begin_full_scan(snap(1, ONE, full_scans=5), before)
     _, state = decide_all(ALWAYS, snap(9, ONE, full_scans=6, ksmd_cpu_seconds=cpu_s), state=began)
@@ -701,7 +701,7 @@ def test_5_the_estimate_of_a_full_scan_is_that_of_the_last_expensive_one(cpu_s: 
     ("guests", "cursor", "cost_s_per_kib"),
     [(ONE, 5, 2 / GIB), ({}, 5, 2 / GIB), ({"a": GIB // 2}, 5, 2 / GIB), (BOTH, 5, 1 / GIB), (ONE, None, 1 / GIB)],
 )
-def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
+def test_4_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
     guests: Mapping[str, int], cursor: int | None, cost_s_per_kib: float
 ) -> None:
     """Also where all guests have stopped in it, or where it was whole only after the end of another's."""
@@ -720,7 +720,7 @@ def test_5_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
         (None, [4, 104, 107], 12 * 0.1),
     ],
 )
-def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time_in_batches(
+def test_4_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time_in_batches(
     cpu_s: float | None, passes_s: list[float], cost_s: float
 ) -> None:
     """Where the connection was lost for an hour meanwhile, the law waited for hours with all that came later."""
@@ -735,13 +735,13 @@ def test_5_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_th
     assert state.learned.full_scan_cost_s_per_kib == pytest.approx(cost_s / GIB)
 
 
-def test_5_of_a_full_scan_that_had_nothing_to_scan_no_cost_is_learned() -> None:
+def test_4_of_a_full_scan_that_had_nothing_to_scan_no_cost_is_learned() -> None:
     began = begin_full_scan(snap(1, full_scans=5), having_scanned({}, scans=scans()))
     _, state = decide_all(ALWAYS, snap(9, full_scans=6, ksmd_cpu_seconds=2.0), state=began)
     assert state.learned.full_scan_cost_s_per_kib is None
 
 
-def test_5_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
+def test_4_a_burst_is_waited_for_and_its_end_is_not_missed() -> None:
     state = AdaptiveState()
     for step in range(20):
         decision, state = decide_all(ALWAYS, snap(step / 2, {"a": GIB + step * GIB // 8}), state=state)
@@ -764,7 +764,7 @@ def series(guests: int, every_s: float) -> list[str]:
     return rules
 
 
-def test_5_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
+def test_4_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
     """And a guest that starts alone is covered some seconds later."""
     assert "full_scan" not in series(4, 4.0)
     assert "full_scan" not in series(10, 4.0)
@@ -772,7 +772,7 @@ def test_5_in_a_series_of_starts_the_next_guest_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("every_s", [14, 16])
-def test_5_starts_that_never_end_keep_no_memory_from_merging(every_s: int) -> None:
+def test_4_starts_that_never_end_keep_no_memory_from_merging(every_s: int) -> None:
     """Of 20 guests the oldest stops when one starts; starts 16 s apart are no series."""
     state, rules = having_scanned({f"g{number}": GIB for number in range(20)}), set[str]()
     for at_s in range(2, 200, 2):
@@ -782,7 +782,7 @@ def test_5_starts_that_never_end_keep_no_memory_from_merging(every_s: int) -> No
     assert "full_scan" in rules
 
 
-def test_5_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have_not_just_started() -> None:
+def test_4_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have_not_just_started() -> None:
     seen = [snap(step / 2, ONE if step < 8 else BOTH) for step in range(20)]
     decision, state = decide_all(ALWAYS, *seen, state=AdaptiveState(taken_s=0))
     assert decision.reason.rule == "full_scan"
@@ -793,7 +793,7 @@ def test_5_after_a_series_its_backlog_is_covered_and_guests_that_were_there_have
 
 
 @pytest.mark.parametrize(("at_s", "growth"), [(5001, Growth.COMING), (10, Growth.SETTLED)])
-def test_5_a_series_of_before_a_reboot_is_not_waited_for(at_s: float, growth: Growth) -> None:
+def test_4_a_series_of_before_a_reboot_is_not_waited_for(at_s: float, growth: Growth) -> None:
     """The same guests run, with the same ids, and the clock began anew."""
     series_before = Arrivals(start_s=5000.0, interval_s=10.0, series_since_s=4990.0)
     waiting = Backlog(new={"b/1": GIB})
@@ -802,13 +802,13 @@ def test_5_a_series_of_before_a_reboot_is_not_waited_for(at_s: float, growth: Gr
     assert judge_growth(state, 2 * GIB) is growth
 
 
-def test_5_a_little_backlog_beside_much_memory_pays_for_no_full_scan() -> None:
+def test_4_a_little_backlog_beside_much_memory_pays_for_no_full_scan() -> None:
     state = having_scanned({"a": 32 * GIB}, scans=Scans())
     decision, _ = decide_all(ALWAYS, *(snap(at, {"a": 32 * GIB + 1024}) for at in range(0, 9000, 10)), state=state)
     assert (decision.target, decision.reason.rule) == (IDLE, "idle")
 
 
-def test_5_an_explicit_retune_waits_for_nothing() -> None:
+def test_4_an_explicit_retune_waits_for_nothing() -> None:
     decision, _ = decide_all(ALWAYS, snap(0, ONE), snap(2, ONE), triggers=RETUNE)
     assert decision.reason.rule == "full_scan"
 
@@ -889,7 +889,7 @@ def test_2_what_appears_during_a_first_full_scan_is_scanned_once_by_the_second_a
     )
 
 
-def test_7_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
+def test_5_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     decision, state = in_full_scan()
     sleeps, scanned = [decision.target.sleep_millisecs], 0
     for at_s in (11, 14):
@@ -901,7 +901,7 @@ def test_7_every_tick_grants_one_batch_by_changing_the_sleep() -> None:
     assert all(sleep is not None and sleep >= 60_000 for sleep in sleeps), "without passes: one batch a minute"
 
 
-def test_7_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_repeated() -> None:
+def test_5_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_repeated() -> None:
     """Longer than its estimate, too, as long as ksmd works, and however little of a CPU it gets."""
     first, state = in_full_scan()
     pages = first.target.pages_to_scan or 0
@@ -915,7 +915,7 @@ def test_7_a_batch_that_still_runs_is_left_to_end_and_a_grant_that_got_lost_is_r
     assert decision.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_7_a_batch_is_over_where_a_full_scan_ends() -> None:
+def test_5_a_batch_is_over_where_a_full_scan_ends() -> None:
     first, state = decide_all(ALWAYS, *(snap(at_s, BOTH, pages_unshared=1) for at_s in (0, 3, 10)))
     ended = snap(10.3, BOTH, pages_scanned=5, full_scans=1, ksmd_cpu_seconds=0.1, pages_unshared=1)
     decision, state = decide_all(ALWAYS, after(first, ended), state=state)
@@ -923,7 +923,7 @@ def test_7_a_batch_is_over_where_a_full_scan_ends() -> None:
     assert decision.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_7_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_for() -> None:
+def test_5_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_for() -> None:
     uncounted = {"pages_scanned": None, "ksmd_cpu_seconds": None}
     first, state = decide_all(ALWAYS, *(snap(at_s, BOTH, **uncounted) for at_s in (0, 3, 10)))
     assert first.next_pass_s == pytest.approx(BATCH_S + SLACK_S)
@@ -932,7 +932,7 @@ def test_7_without_the_kernel_s_count_of_pages_a_batch_has_the_time_it_is_meant_
         assert (decision.target.sleep_millisecs != first.target.sleep_millisecs) is is_over
 
 
-def test_7_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_still_and_tells_its_cost() -> None:
+def test_5_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_still_and_tells_its_cost() -> None:
     """Before Linux 6.6. What it cost is known then, and the budget is kept."""
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     first, state = decide_all(policy, *(snap(at_s, BOTH, pages_scanned=None) for at_s in (0, 3, 10)))
@@ -950,13 +950,13 @@ def test_7_where_only_ksmd_s_cpu_time_is_known_a_batch_is_over_once_that_stands_
 
 
 @OF_ANY_PAGE_SIZE
-def test_7_a_first_batch_is_of_as_much_memory_whatever_a_page_is(page_kib: int) -> None:
+def test_5_a_first_batch_is_of_as_much_memory_whatever_a_page_is(page_kib: int) -> None:
     guests = {"a": 64 * GIB, "b": 64 * GIB}
     decision, _ = decide_all(ALWAYS, *(snap(at_s, guests, page_kib=page_kib) for at_s in (0, 3, 100)))
     assert (decision.target.pages_to_scan or 0) * page_kib == pytest.approx(BATCH_S / 7e-6 * 4, rel=0.01)
 
 
-def test_7_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
+def test_5_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_runs() -> None:
     first, state = in_full_scan()
     names = ("full_scan_kib", "scanned_kib", "full_scan_left_s")
     assert [first.reason.numbers[name] for name in names] == [2 * GIB, 0, None]
@@ -978,7 +978,7 @@ def test_7_how_far_a_full_scan_is_and_how_much_longer_it_takes_is_told_while_it_
     assert names[0] not in idle.reason.numbers
 
 
-def test_7_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
+def test_5_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=50))
     first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     started = Triggers(kinds=frozenset({Trigger.STARTED}))
@@ -990,7 +990,7 @@ def test_7_passes_that_guests_ask_for_grant_nothing_beyond_the_budget() -> None:
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_7_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
+def test_5_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     first, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     over = {"pages_scanned": 500, "ksmd_cpu_seconds": 0.15, "full_scans": 1}
@@ -1001,12 +1001,12 @@ def test_7_a_full_scan_waits_for_the_budget_of_the_one_before() -> None:
     assert due.target.sleep_millisecs != first.target.sleep_millisecs
 
 
-def test_7_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_than_is_safe() -> None:
+def test_5_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_than_is_safe() -> None:
     first, state = in_full_scan()
     for percent, scanned, cpu_s, pages in (
         (10, 100_000, 0.5, 200_000 * BATCH_S / 10),
         (100, 100_000, 0.5, 200_000 * BATCH_S),
-        (100, 400_000, 0.1, BATCH_S / CAUTIOUS_COST_S_PER_KIB / 4),
+        (100, 400_000, 0.1, BATCH_S / (DEFAULT_COST_S_PER_KIB / 2) / 4),
     ):
         policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=percent))
         measured = (snap(at_s, BOTH, pages_scanned=scanned, ksmd_cpu_seconds=cpu_s) for at_s in (20, 20.25))
@@ -1014,14 +1014,14 @@ def test_7_a_batch_is_what_the_budget_allows_at_the_measured_cost_and_no_larger_
         assert decision.target.pages_to_scan == pytest.approx(pages, rel=0.01)
 
 
-def test_7_a_full_scan_that_makes_no_progress_is_given_up() -> None:
+def test_5_a_full_scan_that_makes_no_progress_is_given_up() -> None:
     _, state = in_full_scan()
     decision, state = decide_all(ALWAYS, snap(1000, BOTH, pages_volatile=1), state=state)
     assert (decision.reason.rule, decision.target, state.scans.current) == ("stalled", IDLE, None)
     assert state.backlog.new_kib == 2 * GIB, "the backlog stays"
 
 
-def test_7_a_full_scan_within_a_small_budget_takes_its_time() -> None:
+def test_5_a_full_scan_within_a_small_budget_takes_its_time() -> None:
     policy = AdaptivePolicy(params=AdaptiveParams(engage="always", cpu_percent=10))
     _, state = decide_all(policy, *(snap(at_s, BOTH) for at_s in (0, 3, 10)))
     for at_s, rule in ((300, "full_scan"), (1000, "stalled")):
@@ -1031,7 +1031,7 @@ def test_7_a_full_scan_within_a_small_budget_takes_its_time() -> None:
 @pytest.mark.parametrize(
     ("cpu_s", "rule"), [(0.0, "stalled"), (9.0, "stalled"), (20.0, "full_scan"), (130.0, "stalled")]
 )
-def test_7_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
+def test_5_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: float, rule: str) -> None:
     """As beside guests that take all CPUs; a full scan of 2 GiB is taken to cost 4 s."""
     _, state = in_full_scan()
     seen = snap(1010, BOTH, pages_volatile=1, pages_scanned=1, ksmd_cpu_seconds=cpu_s)
@@ -1039,7 +1039,7 @@ def test_7_a_ksmd_that_seldom_gets_a_cpu_is_left_to_finish_what_it_does(cpu_s: f
 
 
 @pytest.mark.parametrize(("freed_kib", "new_kib"), [(0, 0), (GIB // 4, GIB // 4), (GIB // 2, GIB // 2)])
-def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
+def test_2_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_but_what_came_free_is(
     freed_kib: int, new_kib: int
 ) -> None:
     learned = Learned(pair=ONE_NEW, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
@@ -1054,7 +1054,7 @@ def test_3_what_a_guest_gave_back_and_fills_anew_was_written_to_and_is_not_new_b
     assert grown.backlog.settling_kib == new_kib + GIB // 2, "it has never had more"
 
 
-def test_4_what_a_balloon_brings_back_in_many_passes_is_charged_no_more_than_was_scanned_of_it() -> None:
+def test_3_what_a_balloon_brings_back_in_many_passes_is_charged_no_more_than_was_scanned_of_it() -> None:
     ours, step_kib = CHANGED + "a/1", GIB // 100
     learned = Learned(pair={ours: 2.0 * step_kib}, merged_kib=GIB, full_scan_cost_s_per_kib=1e-5)
     state = having_scanned(ONE, learned=learned)
@@ -1063,7 +1063,7 @@ def test_4_what_a_balloon_brings_back_in_many_passes_is_charged_no_more_than_was
 
 
 @pytest.mark.parametrize("passes", [1, 8])
-def test_3_what_has_merged_into_the_zero_page_was_not_given_back_though_the_kernel_tells_that_sooner(
+def test_2_what_has_merged_into_the_zero_page_was_not_given_back_though_the_kernel_tells_that_sooner(
     passes: int,
 ) -> None:
     """Passes of a full scan read the kernel's counters more often than guests' memory."""
@@ -1074,7 +1074,7 @@ def test_3_what_has_merged_into_the_zero_page_was_not_given_back_though_the_kern
     assert decide_all(ALWAYS, fallen, state=state)[1].given_back_kib == {}
 
 
-def test_3_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
+def test_2_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
     def swapped(at_s: float, kib: int, free_kib: int) -> Snapshot:
         seen = snap(at_s, {"a": kib}, full_scans=5)
         return replace(seen, host=replace(seen.host, swap_free_kib=free_kib))
@@ -1083,7 +1083,7 @@ def test_3_what_was_swapped_out_and_comes_back_was_not_given_back() -> None:
     assert decide_all(ALWAYS, *story, state=having_scanned())[1].backlog.changed[CHANGED + "a/1"] <= 4
 
 
-def test_4_what_a_guest_fills_anew_is_charged_to_its_changed_memory_alone() -> None:
+def test_3_what_a_guest_fills_anew_is_charged_to_its_changed_memory_alone() -> None:
     """a gives most of its memory back, and fills it anew soon: what the last full scans were for tells what is lost."""
     costly = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
     story = snap(1, {"a": GIB // 4, "b": GIB}, full_scans=5), snap(2, BOTH, full_scans=5)
@@ -1102,7 +1102,7 @@ def test_4_what_a_guest_fills_anew_is_charged_to_its_changed_memory_alone() -> N
 
 
 @pytest.mark.parametrize("merged_kib", [GIB // 4, GIB // 2])
-def test_4_what_is_lost_of_a_pair_is_told_by_what_is_saved_and_the_rest_has_lasted(merged_kib: int) -> None:
+def test_3_what_is_lost_of_a_pair_is_told_by_what_is_saved_and_the_rest_has_lasted(merged_kib: int) -> None:
     """a rewrites all that had changed of it, 512 MiB, which had saved 256; what has merged beyond that is b's."""
     state = having_scanned(BOTH, learned=Learned(full_scan_cost_s_per_kib=1e-5))
     ours, theirs = CHANGED + "a/1", CHANGED + "b/1"
@@ -1120,7 +1120,7 @@ def test_4_what_is_lost_of_a_pair_is_told_by_what_is_saved_and_the_rest_has_last
 
 
 @pytest.mark.parametrize("sharing", [1, 7])
-def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_not_merge(sharing: int) -> None:
+def test_3_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_not_merge(sharing: int) -> None:
     """b grows by 100 MiB again and again, half of which merges, and each time what others rewrite does, too.
 
     That are as many places as a page has here on average; all but one of them are saved.
@@ -1145,7 +1145,7 @@ def test_4_what_others_rewrite_does_not_teach_that_new_memory_of_a_guest_does_no
     assert share(learned, REWRITTEN) < 0.01
 
 
-def test_7_what_had_changed_when_a_full_scan_began_that_is_given_up_is_to_be_scanned_again() -> None:
+def test_5_what_had_changed_when_a_full_scan_began_that_is_given_up_is_to_be_scanned_again() -> None:
     backlog = Backlog(new={"b/1": GIB}, changed={REWRITTEN: GIB // 2})
     _, state = decide_all(
         ALWAYS, snap(1, BOTH, full_scans=5), state=having_scanned(BOTH, backlog=backlog), triggers=RETUNE
@@ -1185,7 +1185,7 @@ def second_ended(
     ("merged_kib", "skipped_kib", "goes_on"),
     [(0, GIB, True), (GIB // 4, GIB, True), (GIB // 2, GIB, False), (0, 0, False), (0, GIB // 64, False)],
 )
-def test_6_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to_merge(
+def test_4_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to_merge(
     merged_kib: int, skipped_kib: int, goes_on: bool, page_kib: int
 ) -> None:
     """Half of what is new merges, by what was learned; a ninth of the old pages are visited in one more."""
@@ -1193,7 +1193,7 @@ def test_6_with_old_pages_that_smart_scan_skipped_the_usual_share_is_expected_to
     assert (state.scans.more, state.backlog.scanned_once_kib) == ((1, GIB) if goes_on else (0, 0))
 
 
-def test_6_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
+def test_4_every_further_full_scan_corrects_what_is_expected_of_one_more_until_it_is_not_worth_its_cost() -> None:
     def once_more(expected_kib: float, merged_kib: int = 0, **told: Any) -> Scans:  # noqa: ANN401  # second_ended's
         wide = {"skipped_kib": GIB, "in_no_tree_kib": GIB, **told}
         return second_ended(merged_kib, **wide, more=1, expected_kib=expected_kib).scans
@@ -1211,7 +1211,7 @@ def test_6_every_further_full_scan_corrects_what_is_expected_of_one_more_until_i
     [(0, GIB // 2, False), (600, GIB // 2, True), (600, GIB // 16, True), (600, GIB // 256, False), (4, GIB, False),
      (None, GIB, False)],
 )  # fmt: skip
-def test_6_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
+def test_4_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
     split: int | None, in_no_tree_kib: int, goes_on: bool
 ) -> None:
     """ksmd splits a huge page to merge a part of it; the others may be in neither tree after their second scan."""
@@ -1219,7 +1219,7 @@ def test_6_what_is_left_of_split_huge_pages_will_merge_as_the_others_have(
     assert (state.scans.more == 1) is goes_on
 
 
-def test_6_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
+def test_4_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothing() -> None:
     """Seen once in some forty runs of the demonstration, which lacked a third of its savings then."""
     left = second_ended(0, in_no_tree_kib=GIB // 2, more=1, expected_kib=GIB / 2)
     assert (left.scans.more, left.scans.expected_kib) == (2, GIB / 100)
@@ -1228,18 +1228,18 @@ def test_6_what_is_left_is_still_left_where_one_more_has_split_and_merged_nothin
 
 
 @OF_ANY_PAGE_SIZE
-def test_4_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(page_kib: int) -> None:
+def test_3_what_has_merged_and_is_written_to_in_the_same_full_scan_is_no_gain(page_kib: int) -> None:
     for written_kib, merged_kib in ((0, GIB // 2), (GIB // 4, GIB // 4), (GIB, 0)):
         ended = second_ended(GIB // 2, written_kib=written_kib, page_kib=page_kib)
         assert ended.learned.merged_kib == merged_kib
 
 
-def test_4_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
+def test_3_a_pair_teaches_what_all_of_its_full_scans_have_merged() -> None:
     learned = second_ended(GIB // 4, more=3, merged_kib=GIB // 2, expected_kib=0.0).learned
     assert (learned.pair, learned.merged_kib) == (ONE_NEW, GIB * 3 // 4)
 
 
-def test_6_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
+def test_4_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for_one_full_scan() -> None:
     """Seen in one of eight starts of two guests of 64 MiB, which lacked a twentieth of their common pages for good."""
     left = second_ended(GIB // 4, split=600, in_no_tree_kib=GIB // 4, freed_kib=GIB // 4)
     assert left.scans.more == 1
@@ -1247,7 +1247,7 @@ def test_6_what_split_huge_pages_have_freed_hides_twins_in_the_unstable_tree_for
     assert once_more.scans.more == 0, "ksmd has forgotten what was freed: all has met"
 
 
-# Rules 3 to 5, of memory that changes in place
+# Rules 2 to 4, of memory that changes in place
 
 
 def dirtied(at_s: float, kib_per_s: float | None, guests: Mapping[str, int] = ONE, **ksm: Any) -> Snapshot:  # noqa: ANN401  # as snap's
@@ -1284,7 +1284,7 @@ def seconds_to_check_scan(kib_per_s: float | None, state: AdaptiveState) -> floa
     return at_s - began_s
 
 
-def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_last_if_too_slow_to_measure() -> None:
+def test_4_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_last_if_too_slow_to_measure() -> None:
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6))
     slow_s, fast_s = (seconds_to_check_scan(rate, state) for rate in (100.0, 10_000.0))
     blind_s = seconds_to_check_scan(None, state)
@@ -1292,7 +1292,7 @@ def test_5_the_faster_memory_changes_the_sooner_a_check_scan_begins_and_last_if_
     assert 300 < blind_s < seconds_to_check_scan(0.0, state) < LATEST_S
 
 
-def test_5_a_guest_that_always_rewrites_all_it_has_puts_off_no_check_scan_for_others_once_it_has_taught() -> None:
+def test_4_a_guest_that_always_rewrites_all_it_has_puts_off_no_check_scan_for_others_once_it_has_taught() -> None:
     """A check scan that comes while most of its gain is still changing comes too early, and waits ten times as long."""
     changed = {CHANGED + "a/1": float(GIB), UNSEEN: GIB / 4}
     for learned_share, order in ((0.2, 1), (MIN_SHARE, -1)):
@@ -1305,7 +1305,7 @@ def test_5_a_guest_that_always_rewrites_all_it_has_puts_off_no_check_scan_for_ot
         assert waits_s == sorted(waits_s)[::order]
 
 
-def test_5_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
+def test_4_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
     """So the thresholds are true: the policy is asked for them in one step."""
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-5))
     begins_s = seconds_to_check_scan(None, state)
@@ -1313,13 +1313,13 @@ def test_5_asked_once_after_long_it_decides_as_if_asked_all_the_time() -> None:
         assert decide_all(ALWAYS, dirtied(at_s, None), state=state)[0].reason.rule == rule
 
 
-def test_4_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one_that_does_not_puts_it_off() -> None:
+def test_3_a_check_scan_that_finds_something_brings_the_next_one_nearer_and_one_that_does_not_puts_it_off() -> None:
     waits_s = [seconds_to_check_scan(100.0, after_check_scan(merged_kib)) for merged_kib in (GIB // 2, GIB // 8, 0)]
     assert waits_s == sorted(waits_s)
     assert waits_s[0] < waits_s[2]
 
 
-def test_4_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts_is() -> None:
+def test_3_what_is_written_to_soon_after_it_has_merged_is_no_gain_and_what_lasts_is() -> None:
     """A host whose guests rewrite what merges is left alone; one whose merged pages live for hours is not."""
     key = CHANGED + "a/1"
     first, merged = share(Learned(), key), share(after_check_scan(GIB // 2).learned, key)
@@ -1349,7 +1349,7 @@ def taught(*pairs: tuple[Mapping[str, float], int], state: AdaptiveState | None 
     return state
 
 
-def test_4_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
+def test_3_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> None:
     state = taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3)
     one, other, stranger = (share(state.learned, CHANGED + key) for key in ("a/1", "b/1", "c/1"))
     assert one < stranger < other == pytest.approx(1, rel=0.01)
@@ -1363,7 +1363,7 @@ def test_4_what_merges_in_vain_is_charged_to_the_guests_that_had_changed() -> No
     assert gone.learned.ratios.keys() == {CHANGED + "b/1"}
 
 
-def test_4_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
+def test_3_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others_as_many() -> None:
     state = replace(taught(({"b/1": GIB}, GIB), *[({"a/1": GIB}, 0)] * 3), scans=scans(), taken_s=1)
     seen, waits_s = snap(1, BOTH), []
     for key in ("a/1", "b/1"):
@@ -1373,13 +1373,13 @@ def test_4_a_guest_that_rewrites_what_merges_begins_fewer_check_scans_and_others
 
 
 @pytest.mark.parametrize("kernel", [{"run": 2, "pages_unshared": 9}, {"pages_unshared": 0}])
-def test_3_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, float]) -> None:
+def test_2_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, float]) -> None:
     before = having_scanned(cow_ksm=0, pages_sharing=100_000, learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, snap(1, ONE, full_scans=5, cow_ksm=100_000, **kernel), state=before)
     assert (state.learned.rewritten_kib, state.backlog.changed[REWRITTEN]) == (0, 0)
 
 
-def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
+def test_2_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
     """Passes may see its COW breaks before they know that it was unmerged; there are no more than it has memory."""
 
     def unmerge(*cow_kib: int) -> tuple[int, float]:
@@ -1396,7 +1396,7 @@ def test_3_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so
     assert unmerge(3 * GIB // 2, 3 * GIB // 2) == (GIB // 2, 0.5)
 
 
-def test_3_a_guest_that_gave_memory_back_while_it_settled_and_cannot_merge_has_rewritten_nothing() -> None:
+def test_2_a_guest_that_gave_memory_back_while_it_settled_and_cannot_merge_has_rewritten_nothing() -> None:
     _, state = decide_all(
         ALWAYS,
         snap(1, {"a": GIB, "b": GIB}, full_scans=5),
@@ -1409,7 +1409,7 @@ def test_3_a_guest_that_gave_memory_back_while_it_settled_and_cannot_merge_has_r
     assert decide_all(ALWAYS, seen, state=state)[1].backlog.changed[REWRITTEN] == 0
 
 
-def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
+def test_2_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_grows_by() -> None:
     expensive = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-3))
     _, state = decide_all(ALWAYS, dirtied(10, 1e6), state=expensive)
     assert state.backlog.changed_kib == GIB
@@ -1424,7 +1424,7 @@ def test_3_a_guest_changes_no_more_than_it_has_and_its_rate_is_without_what_it_g
     )
 
 
-def test_5_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
+def test_4_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_first_guests_fill() -> None:
     up_s, state, rules = 1e6, None, []
     for step in range(40):
         held = {"a": min(step, 20) * GIB // 20} if step else {}
@@ -1435,14 +1435,14 @@ def test_5_on_a_host_that_has_been_up_for_long_no_check_scan_begins_while_the_fi
     assert "check_scan" not in rules
 
 
-def test_5_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
+def test_4_a_clock_that_began_anew_puts_off_no_check_scan() -> None:
     learned = Learned(full_scan_cost_s_per_kib=1e-6, ended_s=1e6)
     state = replace(having_scanned(learned=learned), taken_s=1e6)
     _, state = decide_all(ALWAYS, dirtied(10, 0.0), state=state)
     assert seconds_to_check_scan(0.0, state) < LATEST_S + 60
 
 
-def test_5_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
+def test_4_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice() -> None:
     changed = replace(Backlog(), changed={CHANGED + "a/1": GIB / 2}, changed_kib_s=1e12)
     state = having_scanned(learned=Learned(full_scan_cost_s_per_kib=1e-6), backlog=changed)
     lone, scans_made, skipped = GIB // 4, 0, 0
@@ -1454,7 +1454,7 @@ def test_5_with_smart_scan_a_check_scan_ends_when_old_pages_were_visited_twice()
 
 
 @pytest.mark.parametrize("run", [1, None])
-def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later(run: int | None) -> None:
+def test_4_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_and_ever_later(run: int | None) -> None:
     """Memory that nothing told of must not wait for ever; where there is none, ksmd has nothing to scan."""
     state, at_s, began, scanned = AdaptiveState(), 0.0, [], 0
     while at_s < 86_400:
@@ -1472,7 +1472,7 @@ def test_5_without_any_guest_check_scans_look_for_hidden_memory_one_batch_long_a
 
 
 @pytest.mark.parametrize("unknown", [(), ("pages_scanned",), ("pages_scanned", "ksmd_cpu_seconds")])
-def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown: tuple[str, ...]) -> None:
+def test_5_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown: tuple[str, ...]) -> None:
     """Guests that are all values out (nosharepages) are no backlog, and cause no four passes a second for ever."""
     hidden = dict.fromkeys(unknown)
     decision, state = in_full_scan(**hidden)
@@ -1490,7 +1490,7 @@ def test_7_where_ksm_knows_of_no_page_after_a_batch_there_is_no_backlog(unknown:
 
 
 @pytest.mark.parametrize("has_counted", [True, False])
-def test_7_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, has_counted: bool) -> None:
+def test_5_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, has_counted: bool) -> None:
     """They are over in no time, again and again, and would be taken for all of the guests' memory."""
 
     def own(full_scans: int) -> dict[str, float | None]:
@@ -1509,7 +1509,7 @@ def test_7_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, ha
     assert decide_all(ALWAYS, met, state=in_full_scan(**own(5))[1])[0].reason.rule == "full_scan", "there is another"
 
 
-def test_7_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:
+def test_5_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:
     """Of another machine nobody tells: it is found to be on within a pass, and nothing has been learned meanwhile."""
     remote: dict[str, float | None] = {"run": None, "pages_scanned": None, "ksmd_cpu_seconds": None}
     decision, state = in_full_scan(**remote)
@@ -1523,7 +1523,7 @@ def test_7_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_i
     assert (decision.reason.rule, state.backlog.new_kib, state.learned.pair) == ("stalled", 2 * GIB, {})
 
 
-def test_7_a_full_scan_that_has_got_anywhere_is_not_empty() -> None:
+def test_5_a_full_scan_that_has_got_anywhere_is_not_empty() -> None:
     first, state = in_full_scan()
     for sign, number in (("pages_volatile", 1), ("pages_scanned", 1), ("full_scans", 1), ("ksmd_cpu_seconds", 2.5)):
         decision, _ = decide_all(ALWAYS, after(first, snap(13, BOTH, **{sign: number})), state=state)
@@ -1569,7 +1569,7 @@ def test_2_for_other_processes_that_free_memory_or_end_no_full_scan_is_made() ->
 
 
 @pytest.mark.parametrize("new", [{}, {"a/1": GIB // 16}])
-def test_5_a_full_scan_begins_after_four_hours_at_the_latest_with_a_little_backlog_as_without(
+def test_4_a_full_scan_begins_after_four_hours_at_the_latest_with_a_little_backlog_as_without(
     new: Mapping[str, int],
 ) -> None:
     little = Ratio(MIN_SHARE, GIB)
@@ -1665,20 +1665,8 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
     assert [threshold.text for threshold in thresholds(policy, snapshot, state)] == SAID[rule]
 
 
-def test_what_is_asked_with_all_guests_in_one_loses_nothing_that_a_pair_is_for() -> None:
-    changed = {CHANGED + "a/1": GIB / 4, CHANGED + "b/1": GIB / 2}
-    backlog = Backlog(new={"a/1": 1, "b/1": 2}, scanned_once={"a/1": 4.0, "b/1": 8.0})
-    seen = snap(1, BOTH, full_scans=5)
-    waiting = Backlog(new={"a/1": GIB // 64, "b/1": GIB // 32}, changed=changed)
-    state = replace(begin_full_scan(seen, having_scanned(BOTH, backlog=waiting)), backlog=backlog)
-    _, after = ALWAYS.decide(*with_one_guest(seen, state), TIMER)
-    assert after.scans.current is not None
-    kept = (after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
-    assert [sum(one.values()) for one in kept] == [GIB * 3 / 4 + GIB * 3 // 64, 3, 12]
-
-
 def test_it_says_when_memory_that_settles_will_be_scanned() -> None:
-    """Both guests' in one, it plans as it will for each; when it has planned, it says when it begins."""
+    """When it has planned, it says when it begins."""
     state = replace(having_scanned(BOTH), taken_s=2)
     grown = snap(3, {"a": GIB + 60 * 1024, "b": GIB + 40 * 1024}, full_scans=5)
     said, begins_s = [], []

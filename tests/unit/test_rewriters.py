@@ -1,4 +1,4 @@
-"""Rule 8 of the adaptive law: who is named for rewriting what merges, by what readings, and for how long."""
+"""Rule 6 of the adaptive law: who is named for rewriting what merges, by what readings, and for how long."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from tests.unit.test_policy_adaptive import GIB, TIMER, having_scanned, scans, s
 from virtksm.config.schema import AdaptiveParams
 from virtksm.model.snapshot import MergedReading, Snapshot
 from virtksm.policy.adaptive import AdaptivePolicy
+from virtksm.policy.adaptive.changes import BLIND_S
 from virtksm.policy.adaptive.full_scans import begin_full_scan
-from virtksm.policy.adaptive.rewriters import OUT_S, REPEATS, wants_merged, watch
+from virtksm.policy.adaptive.rewriters import REPEATS, wants_merged, watch
 from virtksm.policy.adaptive.state import AdaptiveState, Learned, dump_state, load_state
 from virtksm.policy.observe import ObservePolicy
 from virtksm.values import replace
@@ -91,13 +92,13 @@ def after_rests(rests: Sequence[Seen | None], state: AdaptiveState | None = None
         ([Seen(after_s=PAID_S)] * 9, False),
     ],
 )
-def test_8_a_guest_is_named_that_loses_most_of_what_merged_so_many_times_in_a_row(
+def test_6_a_guest_is_named_that_loses_most_of_what_merged_so_many_times_in_a_row(
     rests: list[Seen | None], named: bool
 ) -> None:
     assert list(after_rests(rests).rewriters) == ["loud/1"] * named
 
 
-def test_8_what_holds_speaks_for_a_guest_once_it_has_paid() -> None:
+def test_6_what_holds_speaks_for_a_guest_once_it_has_paid() -> None:
     watched, held_s = after_rests([LOST, LOST]), 3 * EVERY_S
 
     def named(*rests: tuple[float, Seen]) -> list[str]:
@@ -113,7 +114,7 @@ def test_8_what_holds_speaks_for_a_guest_once_it_has_paid() -> None:
     assert named((held_s, HELD), (held_s + 100, HELD), (held_s + PAID_S, LOST)) == []
 
 
-def test_8_of_several_as_few_are_named_as_leave_no_backlog() -> None:
+def test_6_of_several_as_few_are_named_as_leave_no_backlog() -> None:
     state = having_scanned(GUESTS)
     for number in range(1, REPEATS + 1):
         began_s = number * EVERY_S
@@ -124,7 +125,7 @@ def test_8_of_several_as_few_are_named_as_leave_no_backlog() -> None:
     assert (list(state.rewriters), state.watched) == (["loud/1"], {})
 
 
-def test_8_no_rest_counts_twice_and_one_that_no_pass_has_seen_is_none() -> None:
+def test_6_no_rest_counts_twice_and_one_that_no_pass_has_seen_is_none() -> None:
     state = having_scanned(GUESTS)
     for number in (1, 3, 5):
         assert state.rewriters == {}
@@ -135,10 +136,10 @@ def test_8_no_rest_counts_twice_and_one_that_no_pass_has_seen_is_none() -> None:
     assert list(state.rewriters) == ["loud/1"]
 
 
-def test_8_it_is_out_for_a_day_and_then_watched_anew() -> None:
+def test_6_it_is_out_for_a_day_and_then_watched_anew() -> None:
     state = after_rests([LOST] * REPEATS)
     (end_s,) = state.rewriters.values()
-    assert end_s == REPEATS * EVERY_S + 61 + OUT_S
+    assert end_s == REPEATS * EVERY_S + 61 + BLIND_S
     assert state.watched == {}
     state = resting(end_s - 100, state)
     state = watch(snapshot_of(LOST, end_s - 100), state, is_wanted=True)
@@ -150,7 +151,7 @@ def test_8_it_is_out_for_a_day_and_then_watched_anew() -> None:
     assert list(after_rests([LOST] * REPEATS, state, first=later).rewriters) == ["loud/1"]
 
 
-def test_8_guests_that_end_or_cannot_merge_are_forgotten_and_all_where_nobody_asks() -> None:
+def test_6_guests_that_end_or_cannot_merge_are_forgotten_and_all_where_nobody_asks() -> None:
     watched, named = after_rests([LOST, LOST]), after_rests([LOST] * REPEATS)
     for state in (watched, named):
         gone = snap(4 * EVERY_S, {"calm": 4 * GIB})
@@ -161,7 +162,7 @@ def test_8_guests_that_end_or_cannot_merge_are_forgotten_and_all_where_nobody_as
     assert watch(out, resting(3 * EVERY_S, watched), is_wanted=True).rewriters == {}
 
 
-def test_8_while_ksmd_scans_nothing_is_judged_and_no_reading_is_of_use() -> None:
+def test_6_while_ksmd_scans_nothing_is_judged_and_no_reading_is_of_use() -> None:
     state, snapshot = resting(2 * EVERY_S, after_rests([LOST])), snapshot_of(LOST, 2 * EVERY_S)
     scanning = begin_full_scan(snapshot, state)
     assert watch(snapshot, scanning, is_wanted=True) == scanning
@@ -183,7 +184,7 @@ def decided(policy: AdaptivePolicy, rests: Sequence[Seen]) -> Mapping[str, objec
     return {"rewriters": decision.rewriters, "wants": decision.wants_merged, "text": decision.reason.text}
 
 
-def test_8_the_decision_names_them_and_says_so() -> None:
+def test_6_the_decision_names_them_and_says_so() -> None:
     told = decided(AdaptivePolicy(params=ASKED), [LOST] * REPEATS)
     assert told["rewriters"] == ("loud/1",)
     assert str(told["text"]).endswith("; guests that are out for a day, as they rewrite what merges: 1")

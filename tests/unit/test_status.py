@@ -77,7 +77,7 @@ def test_a_sweep_may_be_stranded_while_nobody_can_slow_ksmd_down(
     ("settings", "page_kib", "percent"),
     [
         (IDLE, 4, 0.0),
-        (SCANNING, 4, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 7)
+        (SCANNING, 4, 3.2),  # two seconds of a minute, and the batch's own time (docs/policies.md, adaptive, rule 5)
         (Settings(pages_to_scan=100_000, sleep_millisecs=0), 4, 100.0),
         (Settings(pages_to_scan=1250, sleep_millisecs=10), 4, 46.7),
         (Settings(pages_to_scan=1250, sleep_millisecs=10), 64, 93.3),

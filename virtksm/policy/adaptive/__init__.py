@@ -6,18 +6,18 @@ in docs/policies.md; each rule's code is in the module named:
 
 1. Need: act when memory is short, or may be once guests have grown, always or never, as configured. The less of the
    reserve is available, the more waiting costs and the larger the CPU budget (`engage`).
-2. Backlog: memory that appears, once it has settled, needs two full scans; a guest that stops takes its own away, and
-   leaves pages that one full scan has KSM forget (`backlog`, `full_scans`).
-3. Change: memory may change in place, where no count tells; how much is measured or assumed (`changes`).
-4. Gain: what share of a process's new and changed memory merges, and lasts, is learned from the full scans before, so
+2. Backlog: memory that appears, once it has settled, needs two full scans; so does what changes in place, where no
+   count tells: how much is measured or assumed. A guest that stops takes its own away, and leaves pages that one full
+   scan has KSM forget (`backlog`, `changes`, `full_scans`).
+3. Gain: what share of a process's new and changed memory merges, and lasts, is learned from the full scans before, so
    that one that rewrites what merges pays for itself. Guests that start go by others of their image (`worth`).
-5. Worth: a backlog that waits adds up, KiB times seconds. A full scan begins when that, times its share, is worth the
-   cost; later while more comes. One for changed memory alone is a check scan (`worth`, `growth`).
-6. One more follows a pair by the same measure: what was skipped by smart_scan, or is left of a split huge page, has met
-   no twins yet (`full_scans`).
-7. Feeding: ksmd gets batch by batch, within the CPU budget; without passes it does one a minute. A full scan without
+4. Worth: a backlog that waits adds up, KiB times seconds. A full scan begins when that, times its share, is worth the
+   cost; later while more comes. One for changed memory alone is a check scan. One more follows a pair by the same
+   measure: what was skipped by smart_scan, or is left of a split huge page, has met no twins yet (`worth`, `growth`,
+   `full_scans`).
+5. Feeding: ksmd gets batch by batch, within the CPU budget; without passes it does one a minute. A full scan without
    progress is given up, and its backlog stays, unless it is known that no memory may merge at all (`full_scans`).
-8. Rewriters: a guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
+6. Rewriters: a guest that keeps rewriting what merges is to be out for a day, where `exclude_rewriters` asks for it
    (`rewriters`).
 """
 
@@ -255,7 +255,7 @@ def stand_down(state: AdaptiveState) -> AdaptiveState:
     return replace(
         state,
         backlog=replace(backlog, new=add(backlog.new, new), changed=add(backlog.changed, changed)),
-        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.current.fed or scans.fed),
+        scans=replace(scans, current=None, cursor_full_scans=None, pair_left=0, fed=scans.last_fed),
     )
 
 

@@ -40,12 +40,11 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     now_s, before, before_kib = snapshot.taken_s, state.backlog, state.guests_kib
     if state.taken_s is None or state.learned.ended_s > now_s:  # the first pass, or the clock began anew
         state = replace(state, learned=replace(state.learned, ended_s=now_s))
-    seen = [(guest.key, guest.mergeable_kib) for guest in snapshot.guests if guest.can_merge]
-    guests_kib = {key: _without_own(kib, before_kib.get(key, 0)) for key, kib in seen if kib is not None}
+    seen = {guest.key: guest.mergeable_kib for guest in snapshot.guests if guest.can_merge}
+    guests_kib = {key: _without_own(kib, before_kib.get(key, 0)) for key, kib in seen.items() if kib is not None}
     if snapshot.other_processes is not None:
         guests_kib[OTHER_PROCESSES] = snapshot.other_processes.kib
-    unread = {key for key, kib in seen if kib is None}
-    kept_kib = {key: before_kib[key] for key in unread if key in before_kib}  # unread is not gone
+    unread_kib = {key: before_kib[key] for key, kib in seen.items() if kib is None and key in before_kib}
     # Of most guests nothing: passes of a full scan sense them but now and then.
     grown_kib = {key: kib - before_kib.get(key, 0) for key, kib in guests_kib.items() if before_kib.get(key) != kib}
     given_back_kib, refilled_kib = _count_given_back(snapshot, state, grown_kib)
@@ -54,7 +53,7 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
         for key, kib in grown_kib.items()
         if kib > refilled_kib.get(key, 0)
     )
-    all_kib = {**kept_kib, **guests_kib}
+    all_kib = {**unread_kib, **guests_kib}
     unmergeable = {guest.key for guest in snapshot.guests if not guest.can_merge} & before_kib.keys()
     stopped = {key: kib for key, kib in before_kib.items() if key not in all_kib and key not in unmergeable}
     stopped_kib = sum(stopped.values())
@@ -131,8 +130,8 @@ def _seen_kib(before: Backlog, stopped: Mapping[str, int]) -> int:
 
 def _without_gone(waited_kib_s: float, before: Backlog, here: Collection[str]) -> float:
     """Return how long what is there still has waited, by its share of what was new: what is gone has in vain."""
-    exited_kib = sum(kib for key, kib in before.new.items() if key not in here)
-    return waited_kib_s * (1 - exited_kib / max(before.new_kib, 1))
+    stopped_kib = sum(kib for key, kib in before.new.items() if key not in here)
+    return waited_kib_s * (1 - stopped_kib / max(before.new_kib, 1))
 
 
 def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:
@@ -145,7 +144,7 @@ def _age_scans(snapshot: Snapshot, state: AdaptiveState, stopped_kib: int, unmer
     """Return the full scans without what has stopped or was unmerged; none is under way where ksmd has begun anew."""
     scans, current = state.scans, state.scans.current
     if _has_begun_anew(snapshot, scans):
-        return Scans(fed=scans.fed if current is None else current.fed or scans.fed)
+        return Scans(fed=scans.last_fed)
     if current is not None:
         taken_along_kib = current.taken_along_kib + stopped_kib + 2 * unmerged_kib  # unmerging is a COW break, too
         if stopped_kib:

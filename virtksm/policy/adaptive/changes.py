@@ -1,4 +1,4 @@
-"""Rule 3 of the adaptive law: memory that may have changed in place, where no count of resident memory tells.
+"""Rule 2 of the adaptive law, its second half: memory that may have changed in place, where no count tells.
 
 How fast a guest's memory changes is measured (`Guest.dirty_kib_per_s`) or, where it is not, or is too slow for that,
 assumed; how much of it merges is learned by what full scans find (`worth`). Pure.
@@ -24,7 +24,7 @@ REWRITTEN = CHANGED + "rewritten"
 OF_NONE = (UNSEEN.removeprefix(CHANGED), REWRITTEN.removeprefix(CHANGED))
 """What stands there for a process."""
 BLIND_S = 24 * 3600.0
-"""Unmeasured memory changes once in so long (chosen)."""
+"""Unmeasured memory changes once in so long, so a rewriter is out for as long (chosen)."""
 QUIET_S = 7 * BLIND_S
 """Measured memory changes at least once in so long: below 1 MiB a second only disk reads are told (chosen)."""
 OWN_PAGES = 2

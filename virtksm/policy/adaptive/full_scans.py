@@ -1,4 +1,4 @@
-"""Rules 2, 6 and 7 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
+"""Rules 2, 4 and 5 of the adaptive law: how a full scan begins, how ksmd is fed, what the end of a full scan means.
 
 ksmd is fed in batches: pages_to_scan is what the CPU budget allows for three seconds, and sleep_millisecs is a minute,
 which a changed value cuts short. So every change of it grants one batch, and without passes (the agent or libvirt gone)
@@ -14,7 +14,7 @@ from virtksm.config.schema import AdaptiveParams
 from virtksm.model.decision import Number
 from virtksm.model.snapshot import KERNEL_MAXIMUM, Settings, Snapshot, Source
 from virtksm.policy.adaptive.changes import OWN_PAGES, add, known_kib, knows_of_none, total_kib
-from virtksm.policy.adaptive.state import AdaptiveState, Backlog, FullScan, Meter, Scans
+from virtksm.policy.adaptive.state import DEFAULT_COST_S_PER_KIB, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
     NEGLIGIBLE,
@@ -29,9 +29,7 @@ from virtksm.policy.adaptive.worth import (
 from virtksm.values import replace
 
 BATCH_S = 3.0
-"""A batch's time, twice that for expensive pages: `echo 0 > run` waits for its end (chosen)."""
-CAUTIOUS_COST_S_PER_KIB = 3.5e-6 / 4
-"""The least cost in sizing a batch (measured, a page of 4 KiB: 0.3-7 microseconds)."""
+"""A batch's time, at most twice that if its pages cost more than the last: `echo 0 > run` waits for it (chosen)."""
 MAX_HOST_PERCENT = 25
 """max_cpu_percent by default, of each CPU; of four if unknown (reported: a core for ksmd stalls guests)."""
 SLACK_S = 0.02
@@ -43,8 +41,6 @@ MIN_BATCH_KIB = 4000
 MIN_STILL_S = 0.1
 """A batch is over when ksmd stands still for ten ticks (kernel: USER_HZ)."""
 
-MIN_PAGE_COST_S = 2e-7
-"""The least cost of a page (chosen)."""
 MAX_MORE_FULL_SCANS = 13
 """Full scans until equal pages have met, if ever (kernel: skip_age)."""
 MIN_COST_SHARE = 0.25
@@ -130,7 +126,7 @@ def cpu_share(snapshot: Snapshot, params: AdaptiveParams, pressure: float) -> fl
 def feed(
     snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float
 ) -> tuple[Settings, float, AdaptiveState]:
-    """Grant the next batch (rule 7): return the settings, when to have the next pass, and the state.
+    """Grant the next batch (rule 5): return the settings, when to have the next pass, and the state.
 
     A batch that still runs is left to end, since ksmd would not hear of a changed sleep; and passes that guests cause
     in between grant none beyond the budget.
@@ -141,17 +137,17 @@ def feed(
     if current.seen is None or now.taken_s - current.seen.taken_s >= MIN_STILL_S:
         current = replace(current, seen=now)
     if progress.cpu_s and progress.counted_pages >= min_pages:
-        cost_s = max(progress.cpu_s / progress.counted_pages, MIN_PAGE_COST_S)
+        cost_s = progress.cpu_s / progress.counted_pages
     state = replace(state, learned=replace(state.learned, cost_s_per_kib=cost_s / page_kib))
     slept_ms = snapshot.ksm.settings.sleep_millisecs
     hold, grant = FED_SLEEPS_MS if slept_ms == FED_SLEEPS_MS[0] else reversed(FED_SLEEPS_MS)
     wait_s = progress.pass_s
     if progress.is_over:
-        wait_s = seconds_to_pay_back(current.fed or state.scans.fed, now, share)
+        wait_s = seconds_to_pay_back(state.scans.last_fed, now, share)
     if wait_s > 0:
         settings = Settings(pages_to_scan=current.batch_pages or min_pages, sleep_millisecs=hold)
         return settings, max(wait_s, MIN_WAIT_S), replace(state, scans=replace(state.scans, current=current))
-    pages = int(share * BATCH_S / max(cost_s, CAUTIOUS_COST_S_PER_KIB * page_kib))
+    pages = int(share * BATCH_S / max(cost_s, DEFAULT_COST_S_PER_KIB * page_kib / 2))
     pages = min(max(pages, min_pages), KERNEL_MAXIMUM)
     scanned = scanned_pages(current, now, cost_s)
     granted_s = granted_until_s(current, now, share)
@@ -241,7 +237,8 @@ def scanned_pages(current: FullScan, now: Meter, cost_s: float) -> int | None:
     if current.fed is None:
         return 0
     progress = read_progress(current, now, cost_s)
-    estimate = min(int((progress.cpu_s or 0.0) / cost_s), current.batch_pages)
+    used_s, pages = progress.cpu_s or 0.0, current.batch_pages
+    estimate = int(used_s / cost_s) if used_s < pages * cost_s else pages
     return current.scanned_pages + (progress.counted_pages or estimate)
 
 
@@ -260,7 +257,7 @@ def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
 
 
 def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: FullScan, share: float) -> float:
-    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 7), as where KSM is off unseen.
+    """Return how much longer ksmd may take, below 0 if it makes no progress (rule 5), as where KSM is off unseen.
 
     A ksmd that works, however seldom it gets a CPU, is given as much of its CPU time.
     """
@@ -273,7 +270,7 @@ def seconds_until_stalled(snapshot: Snapshot, state: AdaptiveState, current: Ful
 
 
 def is_empty(snapshot: Snapshot, current: FullScan) -> bool:
-    """Tell whether no memory may merge (rule 7): KSM knows of no page once ksmd has rested for the time of a batch.
+    """Tell whether no memory may merge (rule 5): KSM knows of no page once ksmd has rested for the time of a batch.
 
     A ksmd that works may still be on its way to its first page. From the beginning on: a batch that meets no page is
     over at once, and the next follows.
@@ -314,7 +311,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
 
     Full scans come in pairs: the second follows at once. What appears after that has begun waits for another pair.
 
-    One more follows if it is worth it (rule 6): what ksmd left in neither tree may have twins.
+    One more follows if it is worth it (rule 4): what ksmd left in neither tree may have twins.
 
     Where ksmd's CPU time is unknown, it has used what it was granted: its `share` of a core in each batch.
     """
@@ -329,9 +326,9 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     pair = once if is_second else ended.scanning
     shares = expect(snapshot, state)
     expected_kib = int(shares.merging_kib(pair)) - scans.merged_kib
-    staying_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
+    rest_kib = int(shares.held_kib({key: kib - pair.get(key, 0) for key, kib in state.guests_kib.items()}))
     # How much was taken along nobody tells: within what is possible, as much has merged as was expected.
-    taken_along_kib = min(ended.taken_along_kib, max(had_kib - staying_kib, 0))
+    taken_along_kib = min(ended.taken_along_kib, max(had_kib - rest_kib, 0))
     net_kib = min(max(net_kib, expected_kib), net_kib + taken_along_kib)
     merged_kib = max(scans.merged_kib + (net_kib if scans.is_check or is_second else 0), 0)
     visited = scans.visited + 1 - skipped_share(snapshot, ended)
@@ -355,7 +352,7 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
         if known is not None:
             per_kib = max(per_kib, known + (per_kib - known) * NEWEST * (not goes_on))
         learned = replace(learned, full_scan_cost_s_per_kib=per_kib)
-    fed = ended.fed or scans.fed
+    fed = scans.last_fed
     has_gone_on = fed is not None and now.taken_s - fed.taken_s > FED_SLEEPS_MS[0] / 1000  # another batch, unseen
     is_elsewhere = has_gone_on or is_scanned_by_another(snapshot, state)
     stays = once if goes_on or (scans.is_check and not is_second) else {}

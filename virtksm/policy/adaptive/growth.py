@@ -1,4 +1,4 @@
-"""Rule 5 of the adaptive law, its second half: whether more memory is to be expected, and for how long. Pure."""
+"""Rule 4 of the adaptive law, its second half: whether more memory is to be expected, and for how long. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Growth(Enum):
 
 
 def judge_growth(state: AdaptiveState, memory_kib: int) -> Growth:
-    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 5)."""
+    """Tell whether more memory is to be expected, so that a full scan should wait for it (rule 4)."""
     if seconds_coming(state, memory_kib) > 0:
         return Growth.COMING
     recent_kib = sum(kib for _, _, kib in state.arrivals.recent)

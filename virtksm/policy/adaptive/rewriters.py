@@ -1,4 +1,4 @@
-"""Rule 8 of the adaptive law: a guest that keeps rewriting what merges is named, and is to be out of KSM for a day.
+"""Rule 6 of the adaptive law: a guest that keeps rewriting what merges is named, and is to be out of KSM for a day.
 
 After a full scan ksmd rests. It goes on counting what it has merged of a guest, while what of that is still mapped can
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 
 from virtksm.model.snapshot import MergedReading, Snapshot
 from virtksm.policy.adaptive.backlog import is_too_soon, seconds_to_pay
-from virtksm.policy.adaptive.changes import total_kib
+from virtksm.policy.adaptive.changes import BLIND_S, total_kib
 from virtksm.policy.adaptive.state import AdaptiveState, Watched
 from virtksm.policy.adaptive.worth import NEGLIGIBLE
 from virtksm.values import EMPTY, replace
@@ -25,8 +25,6 @@ REPEATS = 3
 """Rests in a row after which a rewriter is taken out (chosen)."""
 MOST = 0.5
 """It has lost, or holds again, more than this share of what had merged (chosen)."""
-OUT_S = 24 * 3600.0
-"""A rewriter is out for so long (chosen)."""
 
 
 def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> AdaptiveState:
@@ -55,7 +53,7 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
             watched[key] = Watched(rest_s, 1 if before is None else before.times + 1, lost_kib[key])
         if watched[key].times >= REPEATS:
             del watched[key]
-            rewriters[key] = now_s + OUT_S
+            rewriters[key] = now_s + BLIND_S
     for key, reading in _readings(snapshot, state) if watched else ():
         if key in watched and watched[key].rest_s != rest_s:
             watched[key] = _hold(watched[key], reading.mapped_kib, rest_s)

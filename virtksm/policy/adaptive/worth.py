@@ -1,4 +1,4 @@
-"""Rules 4 and 5 of the adaptive law: a full scan begins when what it is expected to gain is worth what it costs. Pure.
+"""Rules 3 and 4 of the adaptive law: a full scan begins when what it is expected to gain is worth what it costs. Pure.
 
 What it gains is the memory that will have merged, times the seconds since it could have: KiB times seconds. What share
 of the backlog merges, and lasts, is learned from the full scans before.
@@ -219,16 +219,16 @@ def learn(snapshot: Snapshot, state: AdaptiveState, pair: Mapping[str, float], m
             of_images[image] = of_images.get(image, 0.0) + kib
     scanned = {**pair, **of_images}
     ratios = {key: shares.of(key) for key in shares.learned.ratios}
-    begins_kib = {key: state.guests_kib.get(key.removeprefix(CHANGED), 0) / NEGLIGIBLE for key in scanned}
-    newest = {key: ratios.get(key) or replace(shares.of(key), kib=begins_kib[key]) for key in scanned}
-    older = [key for key in ratios if key.startswith(IMAGE) and key not in newest][-MAX_IMAGES:]
-    known = {*state.guests_kib, *OF_NONE, *older}
+    newest = {
+        key: ratios.get(key)
+        or replace(shares.of(key), kib=state.guests_kib.get(key.removeprefix(CHANGED), 0) / NEGLIGIBLE)
+        for key in scanned
+    }
+    older = {key: one for key, one in ratios.items() if key not in newest}
+    known = {*state.guests_kib, *OF_NONE, *[key for key in older if key.startswith(IMAGE)][-MAX_IMAGES:]}
     return replace(
         state.learned,
-        ratios={
-            **{key: one for key, one in ratios.items() if key.removeprefix(CHANGED) in known and key not in newest},
-            **newest,
-        },
+        ratios={key: one for key, one in older.items() if key.removeprefix(CHANGED) in known} | newest,
         pair=scanned,
         expected_kib=sum(kib * newest[key].share for key, kib in pair.items()),
         lost_kib=sum(kib * newest[key].lost for key, kib in pair.items()),
