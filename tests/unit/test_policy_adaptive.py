@@ -1379,6 +1379,14 @@ def test_2_the_administrator_s_own_unmerging_is_no_rewriting(kernel: dict[str, f
     assert (state.learned.rewritten_kib, state.backlog.changed[REWRITTEN]) == (0, 0)
 
 
+def test_2_what_the_administrator_unmerges_in_a_full_scan_is_new_whatever_a_pass_sees_of_it() -> None:
+    """It may see that nothing is shared any more before the kernel counts full scans from 0 again."""
+    state = begin_full_scan(snap(1, ONE, full_scans=5, pages_sharing=9), having_scanned(ONE, pages_sharing=9))
+    for at_s, ksm in ((2, {"run": 2, "full_scans": 5, "pages_unshared": 9}), (3, {"run": 2}), (4, {})):
+        _, state = decide_all(ALWAYS, snap(at_s, ONE, **ksm), state=state)
+    assert state.backlog.new_kib == GIB
+
+
 def test_2_a_guest_s_own_unmerging_is_no_rewriting_and_others_rewriting_stays_so() -> None:
     """Passes may see its COW breaks before they know that it was unmerged; there are no more than it has memory."""
 

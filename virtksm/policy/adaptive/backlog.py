@@ -69,13 +69,13 @@ def account(snapshot: Snapshot, state: AdaptiveState, settle_s: float) -> Adapti
     was_scanned = state.scans.cursor_full_scans is not None or state.pages_sharing  # by anybody
     # By run=2. In a full scan ksmd may be on its way to its first page.
     is_unmerged = current is None and was_scanned and known_kib(snapshot) == 0
-    is_unmerged = is_unmerged or _has_begun_anew(snapshot, state.scans)
+    is_unmerged = is_unmerged or snapshot.ksm.run == 2 or _has_begun_anew(snapshot, state.scans)
     if is_unmerged:
         new_kib = dict(all_kib)
         for one in settling:
             new_kib[one.key] -= one.kib
     # Unmerging is no rewriting: all by the administrator, or a guest that cannot merge any more.
-    is_unmerging = is_unmerged or snapshot.ksm.run == 2 or unmergeable
+    is_unmerging = is_unmerged or unmergeable
     has_stopped = stopped_kib > 0 or grown_kib.get(OTHER_PROCESSES, 0) < 0
     rewritten_kib = 0 if is_unmerging else _rewritten_kib(snapshot, state, has_stopped=has_stopped)
     # What it has lost meanwhile that is found to be unable to merge: an older one was unmerged.
