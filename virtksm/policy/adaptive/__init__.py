@@ -54,8 +54,7 @@ from virtksm.policy.adaptive.worth import (
     expect,
     expect_of_backlog,
     full_scan_cost_s,
-    is_due,
-    is_settling,
+    is_backlog,
     learn,
     seconds_to_wait,
 )
@@ -124,7 +123,7 @@ class AdaptivePolicy:
     def _between_full_scans(
         self, snapshot: Snapshot, state: AdaptiveState, need: Need, triggers: Triggers
     ) -> tuple[Decision, AdaptiveState]:
-        has_backlog = is_due(state, total_kib(snapshot, state))
+        has_backlog = is_backlog(state.backlog.due_kib, total_kib(snapshot, state))
         wait_s = 0.0 if triggers.is_explicit and has_backlog else seconds_to_wait(snapshot, state, need)
         if wait_s is not None and wait_s < MIN_WAIT_S:
             state = begin_full_scan(snapshot, state)
@@ -166,7 +165,7 @@ class AdaptivePolicy:
         if need.engaged and (settling := state.backlog.settling):
             if snapshot.source is Source.LOCAL and judge_growth(state, memory_kib) is not Growth.SETTLED:
                 waits.append(SETTLING_WATCH_S)
-            if is_settling(state, memory_kib):
+            if is_backlog(state.backlog.settling_kib, memory_kib):
                 settled_s = min(one.at_s for one in settling) + self._settle_s(need)
                 waits.append(max(settled_s - snapshot.taken_s, SETTLING_WATCH_S))
         if wait_s is not None:

@@ -17,11 +17,10 @@ from virtksm.policy.adaptive.changes import OWN_PAGES, add, known_kib, knows_of_
 from virtksm.policy.adaptive.state import DEFAULT_COST_S_PER_KIB, AdaptiveState, Backlog, FullScan, Meter, Scans
 from virtksm.policy.adaptive.worth import (
     MIN_WAIT_S,
-    NEGLIGIBLE,
     expect,
     expect_of_backlog,
     full_scan_cost_s,
-    is_due,
+    is_backlog,
     is_second_due,
     learn,
     learn_lost,
@@ -92,11 +91,11 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
     for one in backlog.settling:
         scanning[one.key] = scanning.get(one.key, 0) + one.kib
     if not is_second:
-        scans = replace(scans, is_check=not is_due(state, memory_kib), more=0, visited=0.0, merged_kib=0)
+        scans = replace(scans, is_check=not is_backlog(backlog.due_kib, memory_kib), more=0, visited=0.0, merged_kib=0)
         scanning |= {
             key: kib
             for key, kib in backlog.changed.items()
-            if scans.is_check or kib * NEGLIGIBLE > memory_kib  # of trifles beside new memory nothing is learned
+            if scans.is_check or is_backlog(kib, memory_kib)  # of trifles beside new memory nothing is learned
         }
     is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
     current = FullScan(
@@ -335,11 +334,11 @@ def end_full_scan(snapshot: Snapshot, state: AdaptiveState, ended: FullScan, sha
     left_kib = max(once_kib - merged_kib, 0)
     more_kib, goes_on = 0.0, False
     if scans.is_check:
-        goes_on = ((2 if is_second else 1) - visited) * NEGLIGIBLE > 1
-    elif is_second and left_kib * NEGLIGIBLE > memory_kib:
+        goes_on = is_backlog((2 if is_second else 1) - visited, 1)
+    elif is_second and is_backlog(left_kib, memory_kib):
         more_kib = expect_of_one_more(snapshot, state, ended, left_kib, max(net_kib, 0))
         cost_share = min(max(cost_s / (full_scan_cost_s(snapshot, state) or inf), MIN_COST_SHARE), 1.0)
-        goes_on = more_kib * NEGLIGIBLE > memory_kib * cost_share
+        goes_on = is_backlog(more_kib, memory_kib * cost_share)
     goes_on = goes_on and scans.more < MAX_MORE_FULL_SCANS
     known = learned.full_scan_cost_s_per_kib
     if not is_second:

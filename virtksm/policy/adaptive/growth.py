@@ -94,8 +94,7 @@ def _left_s(state: AdaptiveState, window_s: float, min_kib: float) -> float:
 
 def note_start(arrivals: Arrivals, now_s: float) -> Arrivals:
     """Note that guests have started, as the next of a series or the first of a new one."""
-    interval_s = MAX_INTERVAL_S + 1 if arrivals.start_s is None else now_s - arrivals.start_s
-    is_next = 0 <= interval_s <= MAX_INTERVAL_S
-    if not is_next:
+    before_s = arrivals.start_s
+    if before_s is None or not 0 <= now_s - before_s <= MAX_INTERVAL_S:
         return replace(arrivals, start_s=now_s, interval_s=0.0, series_since_s=now_s)
-    return replace(arrivals, start_s=now_s, interval_s=max(arrivals.interval_s, interval_s))
+    return replace(arrivals, start_s=now_s, interval_s=max(arrivals.interval_s, now_s - before_s))

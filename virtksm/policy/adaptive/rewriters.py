@@ -4,7 +4,7 @@ After a full scan ksmd rests. It goes on counting what it has merged of a guest,
 only fall: a reading of both (`Guest.merged`) tells how much the guest has written to, or given back, since ksmd saw it.
 That speaks against a guest when it is most of it, before it has paid (`PAYS_COST`): what it still saves counts for it.
 No guest loses more than the host has COW breaks, as khugepaged unmerges pages, too. The guests that lose most come
-first, and none any more once what the others lose is no backlog (NEGLIGIBLE).
+first, and none any more once what the others lose is no backlog.
 
 A rest in which little of a guest had merged tells nothing: smart_scan leaves pages that were rewritten alone for up to
 eight full scans, and merges them again in a later one. Only what holds until it has paid speaks for a guest. Pure.
@@ -18,7 +18,7 @@ from virtksm.model.snapshot import MergedReading, Snapshot
 from virtksm.policy.adaptive.backlog import is_too_soon, seconds_to_pay
 from virtksm.policy.adaptive.changes import BLIND_S, total_kib
 from virtksm.policy.adaptive.state import AdaptiveState, Watched
-from virtksm.policy.adaptive.worth import NEGLIGIBLE
+from virtksm.policy.adaptive.worth import is_backlog
 from virtksm.values import EMPTY, replace
 
 REPEATS = 3
@@ -45,7 +45,7 @@ def watch(snapshot: Snapshot, state: AdaptiveState, *, is_wanted: bool) -> Adapt
     lost_kib = {key: kib for key, kib in _find_lost(snapshot, state).items() if key not in rewriters}
     left_kib = sum(lost_kib.values())
     for key in sorted(lost_kib, key=lambda one: -lost_kib[one]):
-        if left_kib <= _negligible_kib(snapshot, state):
+        if not is_backlog(left_kib, total_kib(snapshot, state)):
             break
         left_kib -= lost_kib[key]
         before = watched.get(key)
@@ -78,7 +78,8 @@ def _readings(snapshot: Snapshot, state: AdaptiveState) -> Iterator[tuple[str, M
 def _find_lost(snapshot: Snapshot, state: AdaptiveState) -> Mapping[str, int]:
     """Return by guest what it has lost in the present rest of what had merged, where that is most of it."""
     broken_kib, lost_kib = _broken_kib(snapshot, state), {}
-    for key, reading in _readings(snapshot, state) if broken_kib > _negligible_kib(snapshot, state) else ():
+    matters = is_backlog(broken_kib, total_kib(snapshot, state))
+    for key, reading in _readings(snapshot, state) if matters else ():
         kib = min(reading.counted_kib - reading.mapped_kib, broken_kib)
         if kib > reading.counted_kib * MOST:
             lost_kib[key] = kib
@@ -92,15 +93,10 @@ def wants_merged(snapshot: Snapshot, state: AdaptiveState) -> bool:
     """
     if state.scans.current is not None or not is_too_soon(state, snapshot.taken_s):
         return False
-    if _broken_kib(snapshot, state) > _negligible_kib(snapshot, state):
+    if is_backlog(_broken_kib(snapshot, state), total_kib(snapshot, state)):
         return True
     has_half_paid = snapshot.taken_s - state.learned.ended_s > seconds_to_pay(state) / 2
     return has_half_paid and not state.watched.keys() <= {key for key, _ in _readings(snapshot, state)}
-
-
-def _negligible_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
-    """Return what is no backlog yet: less than that begins no full scan."""
-    return total_kib(snapshot, state) // NEGLIGIBLE
 
 
 def _broken_kib(snapshot: Snapshot, state: AdaptiveState) -> int:

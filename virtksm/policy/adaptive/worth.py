@@ -72,7 +72,8 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
     memory_kib = total_kib(snapshot, state) or unseen_of_kib(snapshot, state)
     if is_second_due(state, memory_kib):
         return 0.0
-    backlog, growth, has_backlog = state.backlog, judge_growth(state, memory_kib), is_due(state, memory_kib)
+    backlog, growth = state.backlog, judge_growth(state, memory_kib)
+    has_backlog = is_backlog(backlog.due_kib, memory_kib)
     more_kib_per_s = {key: kib_per_s for key, (kib_per_s, _) in changing(snapshot, state).items()}
     small_kib = memory_kib / NEGLIGIBLE - backlog.due_kib - backlog.changed_kib
     cost_s = full_scan_cost_s(snapshot, state, memory_kib)
@@ -106,7 +107,7 @@ def seconds_to_wait(snapshot: Snapshot, state: AdaptiveState, need: Need) -> flo
         wait_s = max(wait_s, _divide(small_kib, sum(more_kib_per_s.values())))
     if growth is Growth.COMING and has_backlog:
         wait_s = min(wait_s, max(seconds_coming(state, memory_kib), MIN_WAIT_S))
-    if is_settling(state, memory_kib) and not has_backlog:  # a check scan would scan it too early
+    if is_backlog(backlog.settling_kib, memory_kib) and not has_backlog:  # a check scan would scan it too early
         wait_s = inf
     latest_s = max(state.learned.ended_s + max(LATEST_S, LATEST_COST * cost_s) - snapshot.taken_s, 0.0)
     return min(wait_s, latest_s) if memory_kib else None
@@ -117,20 +118,15 @@ def _divide(amount: float, per_s: float) -> float:
     return amount / per_s if per_s else inf if amount else 0.0
 
 
-def is_due(state: AdaptiveState, memory_kib: int) -> bool:
-    """Tell whether there is a backlog apart from what may have changed in place."""
-    return state.backlog.due_kib * NEGLIGIBLE > memory_kib
-
-
-def is_settling(state: AdaptiveState, memory_kib: int) -> bool:
-    """Tell whether so much memory settles that it will be a backlog."""
-    return state.backlog.settling_kib * NEGLIGIBLE > memory_kib
+def is_backlog(kib: float, memory_kib: float) -> bool:
+    """Tell whether so much is a backlog, beside so much memory."""
+    return kib * NEGLIGIBLE > memory_kib
 
 
 def is_second_due(state: AdaptiveState, memory_kib: int) -> bool:
     """Tell whether a pair's second full scan is needed. Nothing defers it: the savings wait for it."""
-    scans, scanned_once_kib = state.scans, state.backlog.scanned_once_kib
-    return scans.pair_left > 0 and (scans.is_check or scanned_once_kib * NEGLIGIBLE > memory_kib)
+    scans, backlog = state.scans, state.backlog
+    return scans.pair_left > 0 and (scans.is_check or is_backlog(backlog.scanned_once_kib, memory_kib))
 
 
 class Shares(NamedTuple):
