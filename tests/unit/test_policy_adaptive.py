@@ -19,6 +19,7 @@ from virtksm.policy.adaptive.changes import CHANGED, OTHER_PROCESSES, REWRITTEN,
 from virtksm.policy.adaptive.engage import judge_need
 from virtksm.policy.adaptive.full_scans import BATCH_S, FED_SLEEPS_MS, SLACK_S, begin_full_scan
 from virtksm.policy.adaptive.growth import RECENT_S, Growth, judge_growth
+from virtksm.policy.adaptive.quantities import with_one_guest
 from virtksm.policy.adaptive.state import (
     DEFAULT_COST_S_PER_KIB,
     AdaptiveState,
@@ -1673,8 +1674,20 @@ def test_every_rule_says_what_would_change_it(rule: str) -> None:
     assert [threshold.text for threshold in thresholds(policy, snapshot, state)] == SAID[rule]
 
 
+def test_what_is_asked_with_all_guests_in_one_loses_nothing_that_a_pair_is_for() -> None:
+    changed = {CHANGED + "a/1": GIB / 4, CHANGED + "b/1": GIB / 2}
+    backlog = Backlog(new={"a/1": 1, "b/1": 2}, scanned_once={"a/1": 4.0, "b/1": 8.0})
+    seen = snap(1, BOTH, full_scans=5)
+    waiting = Backlog(new={"a/1": GIB // 64, "b/1": GIB // 32}, changed=changed)
+    state = replace(begin_full_scan(seen, having_scanned(BOTH, backlog=waiting)), backlog=backlog)
+    _, after = ALWAYS.decide(*with_one_guest(seen, state), TIMER)
+    assert after.scans.current is not None
+    kept = (after.scans.current.scanning, after.backlog.new, after.backlog.scanned_once)
+    assert [sum(one.values()) for one in kept] == [GIB * 3 / 4 + GIB * 3 // 64, 3, 12]
+
+
 def test_it_says_when_memory_that_settles_will_be_scanned() -> None:
-    """When it has planned, it says when it begins."""
+    """Both guests' in one, it plans as it will for each; when it has planned, it says when it begins."""
     state = replace(having_scanned(BOTH), taken_s=2)
     grown = snap(3, {"a": GIB + 60 * 1024, "b": GIB + 40 * 1024}, full_scans=5)
     said, begins_s = [], []
