@@ -20,7 +20,7 @@ ALONE = passed(SCANNING)
 
 
 def follow(pages: ZeroPages, *, are_wanted: bool) -> None:
-    pages.follow(ALONE.snapshot, replace(ALONE.decision, wants_zero_pages=are_wanted))
+    pages.follow(replace(ALONE, decision=replace(ALONE.decision, wants_zero_pages=are_wanted)))
 
 
 @pytest.fixture(autouse=True)

@@ -67,3 +67,18 @@ async def test_beside_older_guests_zero_pages_are_taken_when_ksmd_is_in_the_firs
         await asyncio.sleep(UNDER_WAY_S)
         found.append(listeners.zero_pages.are_held)
     assert found == held
+
+
+@pytest.mark.parametrize(("pages_after", "is_still_wanted"), [(0, True), (100, False)])
+async def test_zero_pages_are_not_taken_where_ksmd_was_not_set_to_scan_or_they_are_wanted_no_more(
+    pages_after: int, *, is_still_wanted: bool
+) -> None:
+    listeners, report = all_listeners(), passed(Settings(pages_to_scan=100, sleep_millisecs=20))
+    ksm = replace(report.snapshot.ksm, settings=Settings(0, 20), full_scans=5)
+    snapshot = replace(report.snapshot, guests=(Guest(uuid="u", name="vm"),), ksm=ksm)
+    report = replace(report, snapshot=snapshot, after=Settings(pages_after, 20))
+    hear(listeners, replace(report, decision=replace(report.decision, wants_zero_pages=True)), Config())
+    if not is_still_wanted:
+        hear(listeners, report, Config())
+    await asyncio.sleep(UNDER_WAY_S)
+    assert not listeners.zero_pages.are_held

@@ -291,9 +291,12 @@ def test_2_of_a_guest_that_stops_ksm_is_to_forget_what_it_has_seen_and_the_rest_
     for guests, exited_kib, waited_kib_s in ((ONE, GIB * 3 // 8, 4.0 * GIB), (BOTH, 0, 8.0 * GIB)):
         backlog = account(snap(1, guests, full_scans=5), state, settle_s=2.0).backlog
         assert (backlog.exited_kib, backlog.waited_kib_s) == (exited_kib, waited_kib_s)
+    once = Backlog(new={"b/1": GIB}, scanned_once={"a/1": 3.0 * GIB}, waited_kib_s=8.0 * GIB)
+    after_stop = account(snap(1, ONE, full_scans=5), replace(state, backlog=once), settle_s=2.0)
+    assert after_stop.backlog.waited_kib_s == 6.0 * GIB, "what has been scanned once waits on"
 
 
-def test_5_ksm_s_figures_of_what_has_exited_are_worth_as_much_as_is_merged_of_all_or_its_bookkeeping() -> None:
+def test_4_ksm_s_figures_of_what_has_exited_are_worth_as_much_as_is_merged_of_all_or_its_bookkeeping() -> None:
     waits_s = []
     for merged in (1.0, 0.5, 0.25, 0.0):
         state = having_scanned(ONE, backlog=Backlog(exited_kib=GIB), learned=Learned(full_scan_cost_s_per_kib=1e-5))
@@ -719,6 +722,7 @@ def test_4_a_full_scan_s_cost_is_that_of_all_it_has_scanned(
         (None, [4, 7, 11], 10 * 0.1),
         (None, [4, 7, 7 + 3600], (6 + 60 * BATCH_S) * 0.1),
         (None, [4, 104, 107], 12 * 0.1),
+        (None, [4, 59], 6 * 0.1),
     ],
 )
 def test_4_where_ksmd_s_cpu_time_is_unknown_a_full_scan_has_cost_its_share_of_the_time_in_batches(
@@ -1516,6 +1520,20 @@ def test_5_nor_is_there_where_ksmd_meets_nothing_but_the_agent_s_own_pages(*, ha
     assert decision.reason.text == "no backlog, and KSM knows of no page that may merge, ksmd idle"
     met = snap(11, BOTH, **{**own(7), "pages_volatile": 3})
     assert decide_all(ALWAYS, met, state=in_full_scan(**own(5))[1])[0].reason.rule == "full_scan", "there is another"
+    assert total_kib(snap(11, {}, **own(7)), having_scanned({})) == 0, (
+        "a check scan after the other would be for nothing"
+    )
+    anew = begin_full_scan(snap(11, BOTH, **own(7)), AdaptiveState())
+    assert anew.scans.current is not None
+    assert anew.scans.current.ends_at_full_scans == 8, "ksmd has no more before it"
+
+
+def test_5_a_full_scan_in_which_ksm_forgets_the_last_guest_ends_though_it_meets_the_agent_s_own_pages_alone() -> None:
+    exited = having_scanned({}, backlog=Backlog(exited_kib=GIB))
+    began = begin_full_scan(snap(1, full_scans=5, pages_sharing=GIB // 8, pages_scanned=0), exited)
+    ended = snap(2, full_scans=6, pages_sharing=1, pages_shared=1, pages_unshared=0, pages_scanned=2)
+    decision, state = decide_all(ALWAYS, ended, state=began)
+    assert (decision.reason.rule, state.scans.cursor_full_scans) == ("idle", 6)
 
 
 def test_5_where_ksm_may_be_off_unseen_the_backlog_stays_and_passes_rest_until_it_knows_of_a_page() -> None:

@@ -13,14 +13,14 @@ from tests.lab.samples import SCANNING, passed
 from virtksm.agent.zero_pages import ZeroPages
 from virtksm.values import replace
 report = passed(SCANNING)
-decision = replace(report.decision, wants_zero_pages=True)
+report = replace(report, decision=replace(report.decision, wants_zero_pages=True))
 pages = ZeroPages()
 most, hard = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (0, hard))
-pages.follow(report.snapshot, decision)
+pages.follow(report)
 failed = pages._held is None
 resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-pages.follow(report.snapshot, decision)
+pages.follow(report)
 print(failed, len(pages._held) // mmap.PAGESIZE)
 """
 
@@ -35,12 +35,13 @@ def test_without_memory_for_them_no_pass_fails_and_the_next_one_tries_again() ->
 def test_once_they_have_merged_into_the_kernel_s_own_and_are_not_to_any_more_they_are_taken_anew() -> None:
     """KSM passes over the kernel's own zero page, so no guest's zero pages would meet a twin again."""
     report, settings = passed(SCANNING), {"use_zero_pages": 0}
-    pages, decision, held = ZeroPages(settings.get), replace(report.decision, wants_zero_pages=True), []
+    wanted = replace(report, decision=replace(report.decision, wants_zero_pages=True))
+    pages, held = ZeroPages(settings.get), []
     for value in (0, 1, 1, 0, 0):
         settings["use_zero_pages"] = value
-        pages.follow(report.snapshot, decision)
+        pages.follow(wanted)
         held.append(pages._held)
     assert [one is held[0] for one in held] == [True, True, True, False, False]
     assert held[3] is held[4] is not None
-    pages.follow(report.snapshot, replace(decision, wants_zero_pages=False))
+    pages.follow(report)
     assert not pages.are_held

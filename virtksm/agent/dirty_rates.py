@@ -39,18 +39,18 @@ TOLD_KIB_PER_S = 1024
 PACE_S = 0.5
 """From the beginning of one guest's measurement to the next (chosen)."""
 SAMPLED_KIB_PER_GIB = 512 * 4
-"""What is sampled (libvirt: QEMU's default)."""
+"""What is sampled of each GiB (libvirt: QEMU's default)."""
 PACE_S_PER_GIB = 0.125
 """As long at least for each GiB of the guest (chosen: 4 % of a core, at 5 microseconds a sample)."""
 SWAPPED_KIB_PER_S = 40.0
-"""Sampling reads so much from swap (chosen: ten pages, where a disk reads a hundred)."""
+"""Sampling reads at most so much from swap (chosen: ten pages, where a disk reads a hundred)."""
 RETRY_S = 600.0
 """A measurement that failed or hung is tried again (chosen)."""
 MAX_HANGING = 1
 """Calls that may hang beside the one out (chosen)."""
 
 
-def turn_every_s(guests: int) -> float:
+def least_turn_s(guests: int) -> float:
     """Return how many seconds there are at least from one turn of a guest to its next, among so many."""
     return max(MEASURE_S + 1, guests * PACE_S)
 
@@ -58,7 +58,8 @@ def turn_every_s(guests: int) -> float:
 def pace_s(guest: Guest, swapped_share: float) -> float:
     """Return how long the next guest waits for this one, with such a share of guests' memory in swap."""
     gib = max(guest.rss_kib or 0, guest.max_kib or 0) / 2**20
-    return max(PACE_S, gib * PACE_S_PER_GIB, gib * SAMPLED_KIB_PER_GIB * swapped_share / SWAPPED_KIB_PER_S)
+    sampling_s = gib * max(PACE_S_PER_GIB, SAMPLED_KIB_PER_GIB * swapped_share / SWAPPED_KIB_PER_S)
+    return min(max(PACE_S, sampling_s), RETRY_S)
 
 
 class Measures(Protocol):
@@ -153,7 +154,7 @@ class DirtyRates:
         self.see((), is_wanted=False)
         self.noted = None
         self.calls.begin_anew()
-        self.start_s = self.retry_s = 0.0
+        self.start_s = self.retry_s = self.next_s = 0.0
 
     async def measure_when_due(self) -> None:
         """Ask for one guest, or wait until one is due or a pass has seen guests."""
@@ -189,8 +190,11 @@ class DirtyRates:
     @property
     def turn_every_s(self) -> float:
         """From one turn of a guest to its next."""
-        paces_s = (pace_s(turn.now, self.swapped_share) for turn in self.turns.values())
-        return max(turn_every_s(len(self.turns)), sum(paces_s))
+        paces_s = (self._pace_s(turn.now) for turn in self.turns.values())
+        return max(least_turn_s(len(self.turns)), sum(paces_s))
+
+    def _pace_s(self, guest: Guest) -> float:
+        return PACE_S if self.clock() < self.start_s else pace_s(guest, self.swapped_share)  # else nothing is sampled
 
     def due_s(self, turn: Turn) -> float:
         """Return when to ask for a guest; the end of a measurement that is not followed by one waits for no other."""
@@ -214,7 +218,7 @@ class DirtyRates:
         if turn.is_pausing:
             turn.due_s = turn.begin_s
             return
-        self.next_s = now_s + pace_s(guest, self.swapped_share)
+        self.next_s = now_s + self._pace_s(guest)
         turn.begin_s = now_s + every_s
         if now_s < self.start_s:
             return

@@ -87,6 +87,8 @@ class Listeners:
         return replace(report, exposed=self.guests.exposed(report.snapshot.guests, config.private_guests))
 
     def passed(self, done: DonePass) -> None:
+        if done.report.paused is None:  # else the policy was not asked; first, as ksmd goes on
+            self.zero_pages.follow(done.report)
         line = self.trace.add(done.report, done.config, now_s=done.ended_s, at_s=time.time())
         is_news = self.news.is_news(done.report, done.ended_s)
         self.reporter.passed(done.report, done.heard_s, done.ended_s, is_news=is_news)
@@ -97,9 +99,8 @@ class Listeners:
         if done.report.triggers.is_explicit:
             self.switches.see(again=True)
         guests, decision = done.report.snapshot.guests, done.report.decision
-        if done.report.paused is None:  # else the policy was not asked
+        if done.report.paused is None:
             self.switches.follow(None if done.config.only_observes else decision.rewriters)
-            self.zero_pages.follow(done.report.snapshot, decision)
         swapped_kib = done.report.snapshot.host.swapped_kib or 0
         self.dirty_rates.see(guests, is_wanted=decision.wants_dirty_rates, swapped_kib=swapped_kib)
         self.merged.see(guests, is_wanted=decision.wants_merged)

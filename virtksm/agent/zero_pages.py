@@ -20,8 +20,7 @@ from contextlib import suppress
 
 from virtksm.host.local_facts import ProcFacts
 from virtksm.host.proc_files import AGENT
-from virtksm.model.decision import Decision
-from virtksm.model.snapshot import Snapshot
+from virtksm.model.report import PassReport
 from virtksm.policy.adaptive.changes import OWN_PAGES
 
 UNDER_WAY_S = 0.02
@@ -35,37 +34,44 @@ class ZeroPages:
         self._held: mmap.mmap | None = None
         self._read_setting = read_setting or ProcFacts().ksm_counter
         self._may_be_kernels = False
+        self._taking: asyncio.TimerHandle | None = None
 
     @property
     def are_held(self) -> bool:
         return self._held is not None
 
-    def follow(self, snapshot: Snapshot, decision: Decision) -> None:
+    def follow(self, report: PassReport) -> None:
         """Have them or not, as a pass decided, in a running event loop; without memory for them the next one tries."""
-        ksm = snapshot.ksm
+        ksm = report.snapshot.ksm
         was_scanning = bool(ksm.settings.pages_to_scan)
-        if not decision.wants_zero_pages:
+        if not report.decision.wants_zero_pages:
             self._drop()
-        elif not snapshot.guests or (was_scanning and ksm.full_scans == 0):
+        elif not report.snapshot.guests or (was_scanning and ksm.full_scans == 0):
             self._take()
-        elif not was_scanning and not decision.is_idle and self._held is None:
-            asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
+        elif not was_scanning and report.after.pages_to_scan and self._taking is None:
+            self._taking = asyncio.get_running_loop().call_later(UNDER_WAY_S, self._take)
         before, self._may_be_kernels = self._may_be_kernels, self._read_setting("use_zero_pages") == 1
         if self._held is not None and before and not self._may_be_kernels:
             self._drop()
             self._take()
 
     def _take(self) -> None:
+        self._taking = None
         if self._held is not None:
             return
         with suppress(OSError), open("/proc/self/comm", "wb") as name:  # noqa: PTH123  # pathlib takes memory
             name.write(AGENT)
-        with suppress(OSError):
+        try:
             self._held = mmap.mmap(-1, OWN_PAGES * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self._held.write(bytes(len(self._held)))  # or they would be the kernel's own, which KSM passes over
-            self._held.madvise(mmap.MADV_MERGEABLE)  # fails on a kernel without KSM
+            self._held.madvise(mmap.MADV_MERGEABLE)
+        except OSError:
+            self._drop()
 
     def _drop(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
         if self._held is not None:
             self._held.close()
             self._held = None

@@ -129,9 +129,10 @@ def _seen_kib(before: Backlog, stopped: Mapping[str, int]) -> int:
 
 
 def _without_gone(waited_kib_s: float, before: Backlog, here: Collection[str]) -> float:
-    """Return how long what is there still has waited, by its share of what was new: what is gone has in vain."""
-    exited_kib = sum(kib for key, kib in before.new.items() if key not in here)
-    return waited_kib_s * (1 - exited_kib / max(before.new_kib, 1))
+    """Return how long what is there still has waited, by its share of what waits: what is gone has in vain."""
+    waiting = add(before.new, before.scanned_once)
+    here_kib = sum(kib for key, kib in waiting.items() if key.removeprefix(CHANGED) in here)
+    return waited_kib_s * here_kib / (sum(waiting.values()) or 1)
 
 
 def _has_begun_anew(snapshot: Snapshot, scans: Scans) -> bool:

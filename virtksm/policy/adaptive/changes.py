@@ -102,7 +102,7 @@ def total_kib(snapshot: Snapshot, state: AdaptiveState) -> int:
 
     The difference is mergeable memory of other processes that may not be read.
     """
-    return max(sum(state.guests_kib.values()), known_kib(snapshot))
+    return max(sum(state.guests_kib.values()), 0 if knows_of_none(snapshot) else known_kib(snapshot))
 
 
 def known_kib(snapshot: Snapshot) -> int:

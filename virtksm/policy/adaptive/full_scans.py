@@ -97,7 +97,7 @@ def begin_full_scan(snapshot: Snapshot, state: AdaptiveState) -> AdaptiveState:
             for key, kib in backlog.changed.items()
             if scans.is_check or is_backlog(kib, memory_kib)  # of trifles beside new memory nothing is learned
         }
-    is_whole = state.scans.cursor_full_scans == full_scans or known_kib(snapshot) == 0
+    is_whole = state.scans.cursor_full_scans == full_scans or knows_of_none(snapshot)
     current = FullScan(
         ends_at_full_scans=full_scans + (1 if is_whole else 2),
         scanning=scanning,
@@ -163,7 +163,7 @@ def feed(
 def granted_until_s(current: FullScan, now: Meter, share: float) -> float:
     """Return the CPU time that ksmd was granted since a full scan began: without passes it takes a batch a minute."""
     passed_s, minute_s = max(now.taken_s - (current.fed or current.began).taken_s, 0.0), FED_SLEEPS_MS[0] / 1000
-    if passed_s > minute_s:
+    if passed_s > 2 * BATCH_S:
         passed_s = passed_s // minute_s * BATCH_S + min(passed_s % minute_s, BATCH_S)
     return current.granted_s + share * passed_s
 
@@ -248,9 +248,9 @@ def has_ended(snapshot: Snapshot, current: FullScan) -> bool:
 
 def has_met_own_alone(snapshot: Snapshot, current: FullScan) -> bool:
     """Tell whether full scans have ended in which ksmd has met the agent's own pages and no others."""
-    if known_kib(snapshot) == 0 or not knows_of_none(snapshot):
-        return False
     began, now = current.began, read_meter(snapshot)
+    if known_kib(snapshot) == 0 or not knows_of_none(snapshot) or began.pages_sharing > OWN_PAGES:
+        return False
     ended, scanned_pages = now.full_scans - began.full_scans, _difference(began.pages_scanned, now.pages_scanned) or 0
     return ended > 0 and scanned_pages <= OWN_PAGES * (ended + 1)
 
