@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.figures import Goal, tell_goals, tell_machine
 from tests.fakes import FakeClock, FakeHypervisor, FakeSwitch, fake_cycle
 from tests.lab.agent_bench import listeners_of
-from virtksm.agent.dirty_rates import DirtyRates, least_turn_s
+from virtksm.agent.dirty_rates import DirtyRates, min_turn_s
 from virtksm.agent.history import HistoryWriter
 from virtksm.agent.log import Reporter
 from virtksm.agent.passes import DonePass
@@ -90,7 +90,7 @@ def sleeping_processes(count: int) -> Iterator[list[int]]:
 
 async def measure_rates(rates: DirtyRates, clock: FakeClock) -> float:
     """Have each guest measured twice; return the CPU time that the second takes, as a share of the time that passes."""
-    turn_s = least_turn_s(len(rates.turns))
+    turn_s = min_turn_s(len(rates.turns))
     used_s = 0.0
     for _ in range(2):
         end_s, began_s = clock.now_s + turn_s, time.process_time()

@@ -13,7 +13,7 @@ from bench.sim.ksmd import Ksmd
 from bench.sim.memory import SimGuest, make_guest
 from bench.steps import Spoil
 from demo.guests import PayloadGuest
-from virtksm.agent.dirty_rates import least_turn_s
+from virtksm.agent.dirty_rates import min_turn_s
 from virtksm.errors import Cause, SettingsRefused
 from virtksm.model.snapshot import Guest, HostMemory, KsmState, MergedReading, OtherProcesses, Settings, Traits
 from virtksm.values import replace
@@ -204,7 +204,7 @@ class SimFacts:
         now_s = self._host.now_s
         seen = {guest.uuid: guest for guest in self._host.guests_by_name.values()}
         for guest in seen.values() if "dirty_rates" not in self._host.hidden else ():
-            guest.measure_dirty(now_s, least_turn_s(len(seen)))
+            guest.measure_dirty(now_s, min_turn_s(len(seen)))
 
         def measured(one: Guest) -> Guest:
             guest = seen.get(one.uuid)

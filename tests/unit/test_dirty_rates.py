@@ -17,7 +17,7 @@ from virtksm.agent.dirty_rates import (
     SAMPLED_KIB_PER_GIB,
     SWAPPED_KIB_PER_S,
     DirtyRates,
-    least_turn_s,
+    min_turn_s,
     pace_s,
 )
 from virtksm.errors import LibvirtRefuses, LibvirtUnreachable, VirtksmError
@@ -122,7 +122,7 @@ def test_no_guest_holds_up_the_others_for_longer_than_a_failure_does_nor_where_n
     bench.dirty.see([huge], is_wanted=True, swapped_kib=1024 * GIB)
     assert bench.dirty.turn_every_s == RETRY_S
     bench.dirty.start_s = bench.now_s + 1
-    assert bench.dirty.turn_every_s == least_turn_s(1)
+    assert bench.dirty.turn_every_s == min_turn_s(1)
 
 
 async def test_of_many_guests_each_pauses_so_that_libvirt_is_asked_at_a_bounded_pace() -> None:
@@ -160,12 +160,12 @@ async def test_after_a_large_guest_and_while_much_is_in_swap_the_next_one_waits(
     bench.hypervisor.start_dirty_rate = note  # type: ignore[method-assign]  # a fake's
     await bench.pass_time(passed_s)
     assert min(later - earlier for earlier, later in pairwise(began_s)) == pytest.approx(apart_s)
-    assert len(began_s) >= 0.9 * passed_s / max(apart_s, least_turn_s(10) / 10)
+    assert len(began_s) >= 0.9 * passed_s / max(apart_s, min_turn_s(10) / 10)
 
 
 @pytest.mark.parametrize("guests", [3, 122, 200])
 async def test_measurements_begin_apart_also_after_a_failure(guests: int) -> None:
-    bench, began_s, fails_s = Bench(*[1] * guests), [], 1000.0 + 2.5 * least_turn_s(guests)
+    bench, began_s, fails_s = Bench(*[1] * guests), [], 1000.0 + 2.5 * min_turn_s(guests)
 
     @dataclass
     class Timed(FakeHypervisor):
@@ -176,7 +176,7 @@ async def test_measurements_begin_apart_also_after_a_failure(guests: int) -> Non
             began_s.append(bench.now_s)
 
     bench.host = bench.hypervisor = Timed(**vars(bench.hypervisor))
-    await bench.pass_time(RETRY_S + 6 * least_turn_s(guests))
+    await bench.pass_time(RETRY_S + 6 * min_turn_s(guests))
     assert len(bench.failures) == 1
     assert len(began_s) > 4 * guests
     assert min(later - earlier for earlier, later in pairwise(began_s)) == PACE_S
@@ -213,10 +213,10 @@ async def test_guests_that_ended_or_that_somebody_else_measures_are_left_out_and
     assert {key for key, turn in bench.dirty.turns.items() if turn.is_measuring} == {bench.guests[2].key}
     await bench.step(MEASURE_S + 2)
     assert bench.rates == {bench.guests[2].key: 3 * 1024}
-    await bench.step(least_turn_s(3))
+    await bench.step(min_turn_s(3))
     assert bench.guests[1].uuid in bench.hypervisor.measuring
     bench.hypervisor.xml.clear()
-    await bench.step(least_turn_s(3))
+    await bench.step(min_turn_s(3))
     assert bench.rates == {}
     assert not bench.is_due, "before a pass has seen that they ended"
 
@@ -231,7 +231,7 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step(MEASURE_S + 2)
     assert bench.rates
     bench.host = Gone(xml=bench.hypervisor.xml)
-    await bench.step(least_turn_s(3))
+    await bench.step(min_turn_s(3))
     assert (bench.rates, [str(error) for error in bench.failures]) == ({}, ["no answer"])
     bench.host = bench.hypervisor
     bench.dirty.forget()
@@ -239,8 +239,8 @@ async def test_after_a_failure_nothing_is_known_and_it_is_tried_again_later_or_o
     await bench.step()
     assert bench.hypervisor.measuring
     bench.host = Gone(xml=bench.hypervisor.xml)
-    await bench.step(least_turn_s(3))
-    await bench.step(least_turn_s(3))
+    await bench.step(min_turn_s(3))
+    await bench.step(min_turn_s(3))
     bench.host = bench.hypervisor
     await bench.step(RETRY_S)
     assert bench.hypervisor.measuring
@@ -283,7 +283,7 @@ async def test_what_a_lost_connection_answers_late_is_nothing_to_the_next(*, fai
     assert bench.failures == []
     assert bench.dirty.turns == {}
     bench.dirty.see(bench.guests, is_wanted=True)
-    await bench.step(least_turn_s(3))
+    await bench.step(min_turn_s(3))
     assert bench.hypervisor.measuring
 
 
@@ -323,11 +323,11 @@ async def test_a_guest_that_is_not_measured_changes_as_fast_as_it_reads_from_dis
     reads[slow.uuid] += 1 << 19  # less than all of its memory in a day, which is assumed
     grown = replace(fast, rss_kib=GIB + 30 * 1024)
     bench.dirty.see([grown, slow, diskless], is_wanted=True)
-    bench.now_s += least_turn_s(3)
+    bench.now_s += min_turn_s(3)
     await bench.step()
-    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / bench.between_s(least_turn_s(3)))}
+    assert bench.rates == {fast.key: pytest.approx((120 - 30) * 1024 / bench.between_s(min_turn_s(3)))}
     reads[fast.uuid] = 0  # its disk was replaced
-    bench.now_s += least_turn_s(3)
+    bench.now_s += min_turn_s(3)
     await bench.step()
     assert bench.rates == {}
 

@@ -50,7 +50,7 @@ MAX_HANGING = 1
 """Calls that may hang beside the one out (chosen)."""
 
 
-def least_turn_s(guests: int) -> float:
+def min_turn_s(guests: int) -> float:
     """Return how many seconds there are at least from one turn of a guest to its next, among so many."""
     return max(MEASURE_S + 1, guests * PACE_S)
 
@@ -191,7 +191,7 @@ class DirtyRates:
     def turn_every_s(self) -> float:
         """From one turn of a guest to its next."""
         paces_s = (self._pace_s(turn.now) for turn in self.turns.values())
-        return max(least_turn_s(len(self.turns)), sum(paces_s))
+        return max(min_turn_s(len(self.turns)), sum(paces_s))
 
     def _pace_s(self, guest: Guest) -> float:
         return PACE_S if self.clock() < self.start_s else pace_s(guest, self.swapped_share)  # else nothing is sampled
