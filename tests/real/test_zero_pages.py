@@ -11,10 +11,11 @@ from demo.guests import PayloadGuest
 from tests.lab.fixtures import GuestFactory, RunningGuest
 from tests.lab.guest_memory import mergeable_kib, zero_mapped_kib
 from tests.lab.hang import HANG_S
-from tests.lab.ksm import IDLE, Ksm, wait_agreed, wait_until
+from tests.lab.ksm import IDLE, Ksm, merging_pages, wait_agreed, wait_until
 from tests.lab.libvirtd import PrivateLibvirtd
 from tests.real.agent_process import SWEEPING_LAW, AgentFactory, AgentHome, AgentProcess, Line, wait_until_covered
 from virtksm.host.local_facts import parse_vmstat
+from virtksm.policy.adaptive.changes import OWN_PAGES
 
 pytestmark = pytest.mark.real
 
@@ -106,6 +107,22 @@ def test_beside_the_agents_own_zero_pages_those_in_huge_pages_come_free_without_
     agent.home.configure(SWEEPING_LAW.replace('"adaptive"', '"observe"'))
     agent.reload()
     assert mergeable_kib(agent.pid) == []
+
+
+@pytest.mark.needs("ksm_zero_pages")
+def test_once_use_zero_pages_is_off_again_the_agents_own_zero_pages_merge_again(
+    ksm: Ksm, start_agent: AgentFactory, guest: GuestFactory
+) -> None:
+    """They had become the kernel's own, which KSM passes over."""
+    ksm.write(use_zero_pages=1)
+    agent = start_agent(SWEEPING_LAW)
+    guest(scrubbed(1))
+    wait_until_covered(agent, 1)
+    ksm.write(use_zero_pages=0)
+    agent.step()
+    guest(scrubbed(2))
+    wait_until_covered(agent, 2)
+    assert merging_pages(agent.pid) == OWN_PAGES
 
 
 @pytest.mark.needs("huge_pages")
