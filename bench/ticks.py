@@ -105,7 +105,7 @@ async def measure_rates(rates: DirtyRates, clock: FakeClock) -> float:
     return used_s / turn_s
 
 
-def measure(guests: int, passes: int, folder: Path) -> tuple[float, float, float]:
+async def measure(guests: int, passes: int, folder: Path) -> tuple[float, float, float]:
     """Return the CPU seconds that a pass takes in a full scan, those of everything that hears of it, and the share of a
     core that dirty rates take.
     """
@@ -126,7 +126,7 @@ def measure(guests: int, passes: int, folder: Path) -> tuple[float, float, float
     rates = listeners.dirty_rates
     rates.source, rates.clock = lambda: hypervisor, clock
     rates.see(running, is_wanted=True)
-    rates_share = asyncio.run(measure_rates(rates, clock))
+    rates_share = await measure_rates(rates, clock)
     assert list(rates.rates.values()) == [1024.0] * guests
     used = [0.0, 0.0]
     with sleeping_processes(guests) as pids:
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
     tell_machine()
     configure("info", "json", stream=io.StringIO())
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # as /run is
-        in_pass_s, heard_s, rates_share = measure(options.guests, options.passes, Path(folder))
+        in_pass_s, heard_s, rates_share = asyncio.run(measure(options.guests, options.passes, Path(folder)))
     for what, seconds in (("the pass itself", in_pass_s), ("what hears of it", heard_s)):
         print(f"{what}: {seconds * 1000:.2f} ms of CPU time")
     print(f"measuring dirty rates: {100 * rates_share:.2f} % of a core")
