@@ -50,7 +50,11 @@ def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_
         *(PayloadGuest(name=f"twin{seed}", memory_mib=32, common_mib=COMMON_MIB, seed=seed) for seed in (1, 2))
     )
     ksm.write(pages_to_scan=1000)
-    wait_until(lambda: ksm.read("pages_shared") > 0, HANG_S, "a page to be shared")
+
+    def have_merged() -> None:
+        wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, HANG_S, "the twins to merge")
+
+    have_merged()  # a single shared page may be written to before the agent looks
     home = start_agent(law).home if has_agent else agent_home
     home.configure(law)
     unmerged = []
@@ -59,9 +63,6 @@ def test_what_is_merged_is_unmerged_for_it_and_merges_again_under_either_policy_
         done = home.run(*arguments, "--connect", libvirtd.uri)
         assert done.returncode == 0, done.stderr
         return done
-
-    def have_merged() -> None:
-        wait_until(lambda: ksm.read("pages_sharing") >= COMMON_MIB * PAGES_PER_MIB, HANG_S, "the twins to merge")
 
     def unmerge() -> None:
         ksm.write(run=2)

@@ -77,6 +77,7 @@ def test_ksmd_goes_on_counting_what_is_written_to_and_the_kernel_maps_it_no_more
         assert read_merged(one.pid) == (pages // 2, pages * 2)
 
 
+@pytest.mark.timeout(300)  # of up to MOST_RESTS full scans
 def test_a_guest_that_rewrites_what_merges_is_out_for_a_day_and_its_neighbours_stay_merged(
     ksm: Ksm, guest: GuestFactory, libvirtd: PrivateLibvirtd, start_agent: AgentFactory
 ) -> None:
